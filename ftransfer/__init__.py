@@ -1,0 +1,75 @@
+"""Move files between machines, prove that what arrived is what was sent, and go on where it stopped.
+
+```python
+import ftransfer
+
+with ftransfer.connect("ft://localhost") as remote:
+    result = remote.upload("report.pdf", "in/")
+```
+
+The names below are the public interface; they are imported when they are first used, so that start-up stays quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+SOFTWARE = f"ftransfer/{__version__}"
+
+if TYPE_CHECKING:
+    from ftransfer import errors
+    from ftransfer.client import Remote, connect, local_partials
+    from ftransfer.digests import Digest
+    from ftransfer.errors import FtransferError
+    from ftransfer.progress import Progress
+    from ftransfer.results import FileResult, TransferResult, VerifyResult
+    from ftransfer.server import Limits, Server
+    from ftransfer.sources import checksum_file
+    from ftransfer.store.base import Entry, Partial
+
+_WHERE = {
+    "Digest": "digests",
+    "Entry": "store.base",
+    "FileResult": "results",
+    "FtransferError": "errors",
+    "Limits": "server",
+    "Partial": "store.base",
+    "Progress": "progress",
+    "Remote": "client",
+    "Server": "server",
+    "TransferResult": "results",
+    "VerifyResult": "results",
+    "checksum_file": "sources",
+    "connect": "client",
+    "local_partials": "client",
+}
+
+__all__ = [
+    "Digest",
+    "Entry",
+    "FileResult",
+    "FtransferError",
+    "Limits",
+    "Partial",
+    "Progress",
+    "Remote",
+    "Server",
+    "TransferResult",
+    "VerifyResult",
+    "__version__",
+    "checksum_file",
+    "connect",
+    "errors",
+    "local_partials",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "errors":
+        return import_module("ftransfer.errors")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'ftransfer' has no attribute {name!r}")
+    return getattr(import_module(f"ftransfer.{_WHERE[name]}"), name)

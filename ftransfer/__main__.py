@@ -1,0 +1,7 @@
+"""Let `python -m ftransfer` be the command."""
+
+import sys
+
+from ftransfer.cli import main
+
+sys.exit(main())

@@ -1,0 +1,168 @@
+"""The words of the command line: what may be typed, and which module runs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ftransfer import __version__
+from ftransfer.cli.units import parse_duration, parse_rate
+from ftransfer.errors import UsageError
+
+COMPARE = ("quick", "hash", "none")
+IF_EXISTS = ("replace", "newer", "skip", "rename", "fail")
+_EXAMPLES = """\
+  ftransfer serve ~/share                            serve a folder on this machine
+  ftransfer upload big.iso ft://localhost/in/        upload a file into a folder
+  ftransfer download ft://localhost/in/big.iso       download it to here
+  ftransfer verify big.iso ft://localhost/in/        compare both ends by hash
+Run the same command again after anything went wrong: it goes on where it stopped.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}\nhint: {self.prog} --help shows what can be typed", file=sys.stderr)
+        sys.exit(UsageError.exit_status)
+
+
+def _type(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    def checked(text: str) -> Any:
+        try:
+            return convert(text)
+        except UsageError as exc:
+            raise argparse.ArgumentTypeError(f"{exc} ({exc.hint})") from None
+
+    return checked
+
+
+def _run(module: str, function: str) -> Callable[..., int]:
+    """Return a function that imports its module when it is called."""
+
+    def run(options: argparse.Namespace, output: Any) -> int:
+        from importlib import import_module
+
+        status: int = getattr(import_module(f"ftransfer.cli.{module}"), function)(options, output)
+        return status
+
+    return run
+
+
+class _Builder:
+    """Collects the commands."""
+
+    def __init__(self) -> None:
+        self.parser = _Parser(
+            prog="ftransfer",
+            description="Move files between machines, every byte verified; goes on where it stopped.",
+            epilog=_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.parser.add_argument("-V", "--version", action="version", version=f"ftransfer {__version__}")
+        self._commands = self.parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
+        """Add a command with the options that all have."""
+        made: _Parser = self._commands.add_parser(name, aliases=aliases, help=text, description=f"{text}.")
+        made.set_defaults(run=run, command=name)
+        made.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+        made.add_argument("-v", "--verbose", action="store_true", help="say more")
+        return made
+
+    def add_client(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
+        """Add a command that talks to a server."""
+        made = self.add(name, run, text, aliases=aliases)
+        made.add_argument("--json", action="store_true", help="write events, one JSON object a line")
+        duration = _type(parse_duration)
+        made.add_argument("--timeout", type=duration, default=60.0, metavar="T", help="longest silence (60s)")
+        made.add_argument(
+            "--retry-for", type=duration, metavar="T", help="give up after T without progress (10m once connected)"
+        )
+        made.add_argument("--max-time", type=duration, metavar="T", help="longest time for everything")
+        return made
+
+    def add_transfer(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> None:
+        """Add upload or download."""
+        made = self.add_client(name, run, text, aliases=aliases)
+        made.add_argument("words", nargs="+", metavar="SOURCE... DEST", help="files, then where to; - is a stream")
+        made.add_argument(
+            "--compare", choices=COMPARE, default="quick", help="what counts as equal (quick: size and mtime)"
+        )
+        made.add_argument("--if-exists", choices=IF_EXISTS, default="replace", help="if the name is taken (replace)")
+        made.add_argument("--no-resume", action="store_true", help="begin anew, also if a part is there")
+        made.add_argument(
+            "--algorithm", choices=("xxh128", "sha256"), default="xxh128", help="digest of the file (xxh128)"
+        )
+        made.add_argument("--limit-rate", type=_type(parse_rate), metavar="N", help="bytes a second: 10M, 500K")
+        made.add_argument("-r", "--recursive", action="store_true", help=argparse.SUPPRESS)
+
+
+def build() -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    b = _Builder()
+    b.add_transfer("upload", _run("transfers", "upload"), "Send files to a server", aliases=("up",))
+    b.add_transfer("download", _run("transfers", "download"), "Fetch files from a server", aliases=("down",))
+
+    made = b.add_client("verify", _run("transfers", "verify"), "Compare files at both ends by their hashes")
+    made.add_argument("words", nargs="+", metavar="SOURCE... DEST", help="as for the transfer that it checks")
+    made.add_argument("--algorithm", choices=("xxh128", "sha256"), default="xxh128", help="which hash (xxh128)")
+
+    made = b.add_client("checksum", _run("checksums", "checksum"), "Print or check checksums, here or on a server")
+    made.add_argument(
+        "names", nargs="+", metavar="PATH|URL", help="files; with --check a list, then a folder or address"
+    )
+    made.add_argument("--check", action="store_true", help="check what a list of checksums says")
+    made.add_argument("-r", "--recursive", action="store_true", help="go into folders")
+    made.add_argument("--algorithm", choices=("xxh128", "sha256", "md5"), help="which hash (xxh128)")
+
+    made = b.add_client("list", _run("files", "list_entries"), "List a folder on a server", aliases=("ls",))
+    made.add_argument("url", metavar="URL")
+    made.add_argument("-l", "--long", action="store_true", help="with kind, mode, size and time")
+    made.add_argument("-r", "--recursive", action="store_true", help="go into folders")
+    made.add_argument("-0", "--null", action="store_true", help="raw names, each with a NUL after it")
+
+    made = b.add_client("stat", _run("files", "stat_entry"), "Show what is at a path on a server")
+    made.add_argument("url", metavar="URL")
+
+    made = b.add_client("mkdir", _run("files", "mkdir"), "Make a folder on a server")
+    made.add_argument("url", metavar="URL")
+    made.add_argument("-p", "--parents", action="store_true", help="also those above it; it may exist")
+
+    made = b.add_client("move", _run("files", "move"), "Rename on a server; never replaces", aliases=("mv",))
+    made.add_argument("url", metavar="URL")
+    made.add_argument("target", metavar="URL")
+
+    made = b.add_client("remove", _run("files", "remove"), "Remove a file or folder on a server", aliases=("rm",))
+    made.add_argument("url", metavar="URL")
+    made.add_argument("-r", "--recursive", action="store_true", help="a folder and all below it")
+
+    made = b.add_client("partials", _run("files", "partials"), "Show what is staged and unfinished")
+    made.add_argument("where", metavar="PATH|URL")
+    made.add_argument("--clear", action="store_true", help="drop it")
+
+    made = b.add_client("ping", _run("files", "ping"), "Show round trip, versions, limits and socket options")
+    made.add_argument("url", metavar="URL")
+
+    made = b.add("serve", _run("serve", "serve"), "Serve a folder")
+    made.add_argument("folder", metavar="DIR")
+    made.add_argument(
+        "--listen",
+        action="append",
+        metavar="ADDR",
+        help="HOST:PORT, [::1]:PORT, :PORT or unix:PATH, several times; port 0 takes a free one (127.0.0.1:7788)",
+    )
+    made.add_argument("--read-only", action="store_true", help="let nobody change anything")
+    made.add_argument("--no-sync", action="store_true", help="do not wait for the disk before a receipt")
+    made.add_argument("--insecure", action="store_true", help="allow addresses that other machines reach, in the clear")
+    made.add_argument("--timeout", type=_type(parse_duration), default=60.0, metavar="T", help="longest silence (60s)")
+
+    made = b.add("demo", _run("demo", "demo"), "Show it all on this machine: upload, cut, resume, download, verify")
+    made.add_argument("folder", nargs="?", metavar="FOLDER", help="files to take (sample_files)")
+    return b.parser
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return the options. Exits with 2 and a hint for what cannot be understood."""
+    return build().parse_args(words)

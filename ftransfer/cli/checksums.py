@@ -1,0 +1,138 @@
+"""The command checksum: lines as `xxhsum` and `sha256sum` print them, of files here or on a server, and their check."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from ftransfer import net, paths
+from ftransfer.cli.output import Output, error_lines
+from ftransfer.cli.remotes import remote_for, require_url
+from ftransfer.client import Remote
+from ftransfer.digests import DEFAULT, Digest, format_line, guess_algorithm, parse_lines
+from ftransfer.errors import FtransferError, NotAFile, PartialFailure, UsageError, from_os
+from ftransfer.sources import checksum_file
+from ftransfer.store.base import FILE, FOLDER
+
+DIFFERENT = 1
+Hash = Callable[[str, str], Digest]
+
+
+def checksum(options: argparse.Namespace, output: Output) -> int:
+    """Print checksums, or check a list of them."""
+    return _check(options, output) if options.check else _print(options, output)
+
+
+def _print(options: argparse.Namespace, output: Output) -> int:
+    algorithm = options.algorithm or DEFAULT
+    failed = 0
+    for name, hash_it in _files(options, output):
+        try:
+            digest = hash_it(name, algorithm)
+        except FtransferError as exc:
+            if len(options.names) == 1 and not options.recursive:
+                raise
+            failed += 1
+            exc.path = exc.path or name
+            for line in error_lines(exc):
+                print(line, file=sys.stderr)
+            continue
+        output.end_bars()
+        output.event("checksum", path=name, digest=str(digest))
+        if not output.as_json:
+            print(format_line(digest.hex, name), flush=True)
+    return PartialFailure.exit_status if failed else 0
+
+
+def _files(options: argparse.Namespace, output: Output) -> Iterator[tuple[str, Hash]]:
+    """Yield each file's name, and what hashes it where it is."""
+    for word in options.names:
+        if net.is_url(word):
+            address = require_url(word, "")
+            with remote_for(options, address) as remote:
+                hash_it = _remote_hash(remote, output)
+                for path in _remote_files(remote, address.path, recursive=options.recursive):
+                    yield path, hash_it
+        else:
+            for path in _local_files(word, recursive=options.recursive):
+                yield path, _local_hash(output)
+
+
+def _remote_files(remote: Remote, path: str, *, recursive: bool) -> list[str]:
+    if not recursive or remote.stat(path).kind != FOLDER:
+        return [path]
+    found = list(remote.list(path, recursive=True))
+    return [paths.join(path, entry.path) for entry in found if entry.kind == FILE]
+
+
+def _local_files(path: str, *, recursive: bool) -> Iterator[str]:
+    if path == "-" or not os.path.isdir(path):
+        yield path
+        return
+    if not recursive:
+        raise NotAFile("it is a folder", path=path, hint="-r goes into folders")
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not paths.is_reserved(name))
+        for name in sorted(files):
+            whole = os.path.join(folder, name)
+            if not paths.is_reserved(name) and os.path.isfile(whole):
+                yield whole
+
+
+def _local_hash(output: Output) -> Hash:
+    return lambda path, algorithm: checksum_file(0 if path == "-" else path, algorithm, output.observer())
+
+
+def _remote_hash(remote: Remote, output: Output) -> Hash:
+    return lambda path, algorithm: remote.checksum(path, algorithm=algorithm, on_progress=output.observer())
+
+
+def _check(options: argparse.Namespace, output: Output) -> int:
+    """Check a list: names are relative to the folder or address that follows it, else to this folder."""
+    if len(options.names) > 2:
+        raise UsageError("--check takes a list and at most one folder or address")
+    listed = options.names[0]
+    where = options.names[1] if len(options.names) == 2 else ""
+    if net.is_url(where):
+        address = require_url(where, "")
+        with remote_for(options, address) as remote:
+            return _check_list(listed, options, output, address.path, _remote_hash(remote, output))
+    return _check_list(listed, options, output, where, _local_hash(output))
+
+
+def _check_list(listed: str, options: argparse.Namespace, output: Output, folder: str, hash_it: Hash) -> int:
+    wrong = missing = total = 0
+    for line in parse_lines(_lines(listed)):
+        total += 1
+        algorithm = options.algorithm or guess_algorithm(line.hex, listed)
+        name = line.name.removeprefix("./")
+        try:
+            found = hash_it(paths.join(folder.rstrip("/"), name) if folder else name, algorithm)
+            word = "OK" if found.hex == line.hex else "FAILED"
+        except FtransferError as exc:
+            if exc.exit_status not in (2, 3, 5):
+                raise
+            missing += 1
+            word = f"FAILED ({exc})"
+        wrong += word != "OK"
+        output.verdict(f"{paths.printable(line.name)}: {paths.printable(word)}")
+        output.event("check", path=line.name, result="same" if word == "OK" else "different", detail=word)
+    if not total:
+        raise UsageError(f"{listed} lists no checksums", hint="a line is: <hex digits>, two spaces, name")
+    if wrong:
+        output.say(f"{wrong} of {total} did not match" + (f", {missing} of them could not be read" if missing else ""))
+    output.event("summary", files=total, different=wrong)
+    return DIFFERENT if wrong else 0
+
+
+def _lines(listed: str) -> Iterator[str]:
+    if listed == "-":
+        yield from sys.stdin
+        return
+    try:
+        with open(listed, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            yield from file
+    except OSError as exc:
+        raise from_os(exc, listed) from exc

@@ -1,0 +1,216 @@
+"""A client's connection that comes back: dials, greets, and runs an operation again after a failure that may pass.
+
+Used by `client`. A retry is bounded: the wait between tries grows, and without progress for `retry_for` seconds the
+last error is raised.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from ftransfer import SOFTWARE, net, wire
+from ftransfer.channel import Channel
+from ftransfer.errors import (
+    Busy,
+    Cancelled,
+    ConnectionLost,
+    FtransferError,
+    OutOfTurn,
+    TimedOut,
+    from_code,
+)
+from ftransfer.progress import Observer, Progress, ignore
+from ftransfer.session import CLIENT
+
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 10.0
+DEFAULT_RETRY_FOR = 600.0
+T = TypeVar("T")
+
+
+class Patience(NamedTuple):
+    """How long to wait, in seconds.
+
+    `timeout` without a byte; `retry_for` without progress, over all tries (None: 600 once a connection stood, and
+    no second try before that); `max_time` for everything (None: no limit).
+    """
+
+    timeout: float = 60.0
+    retry_for: float | None = None
+    max_time: float | None = None
+
+
+class Throttle:
+    """Holds a stream of bytes at a rate, in bytes a second, by sleeping."""
+
+    def __init__(self, rate: float, check: Callable[[], None]):
+        self._rate = rate
+        self._check = check
+        self._due = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        """Take note of bytes that went over the line, and sleep as long as they were too early."""
+        now = time.monotonic()
+        self._due = max(self._due, now - 0.1) + count / self._rate
+        while (left := self._due - time.monotonic()) > 0.001:
+            self._check()
+            time.sleep(min(left, 0.5))
+
+
+class Link:
+    """The connection of one client to one server.
+
+    Arguments: `limit_rate` in bytes a second, None for as fast as it goes; `cancel`, an event that stops everything.
+    """
+
+    def __init__(
+        self,
+        address: net.Address,
+        patience: Patience,
+        *,
+        limit_rate: float | None = None,
+        cancel: threading.Event | None = None,
+    ):
+        self.address = address
+        self.patience = patience
+        self.cancel = cancel
+        self.welcome: wire.Welcome | None = None
+        self.connect_seconds = 0.0
+        self._throttle = Throttle(limit_rate, self.check) if limit_rate else None
+        self._until = time.monotonic() + patience.max_time if patience.max_time is not None else None
+        self._channel: Channel | None = None
+        self._former: str | None = None
+
+    def check(self) -> None:
+        """Raise Cancelled or TimedOut if this client has to stop."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled("stopped on request")
+        if self._until is not None and time.monotonic() >= self._until:
+            assert self.patience.max_time is not None
+            raise TimedOut(
+                f"not done within {self.patience.max_time:g} s", hint="run it again: it goes on (--max-time)"
+            )
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the time for everything is over."""
+        return self._until is not None and time.monotonic() >= self._until
+
+    def channel(self) -> Channel:
+        """Return the open connection; make one if there is none. Raises Unreachable, VersionMismatch and the like."""
+        if self._channel is None:
+            self._channel = self._connect()
+        return self._channel
+
+    def _connect(self) -> Channel:
+        self.check()
+        started = time.monotonic()
+        timeout = self.patience.timeout
+        if self._until is not None:
+            timeout = max(0.01, min(timeout, self._until - started))
+        sock = net.dial(self.address, timeout)
+        channel = Channel(sock, role=CLIENT, timeout=self.patience.timeout, check=self.check, throttle=self._throttle)
+        try:
+            channel.send(wire.Hello(versions=[wire.VERSION], software=SOFTWARE, former=self._former))
+            self.welcome = self._read_welcome(channel)
+        except BaseException:
+            channel.close()
+            raise
+        self._former = self.welcome.session
+        self.connect_seconds = time.monotonic() - started
+        return channel
+
+    @staticmethod
+    def _read_welcome(channel: Channel) -> wire.Welcome:
+        answer = channel.receive()
+        if answer is None:
+            raise ConnectionLost("the server closed the connection at once")
+        if isinstance(answer, wire.Error):
+            raise from_code(answer.code, answer.message, hint=answer.hint)
+        if not isinstance(answer, wire.Welcome) or answer.version != wire.VERSION:
+            raise OutOfTurn("the server did not say welcome")
+        return answer
+
+    def next_t(self) -> int:
+        """Return a number for the next request on this connection."""
+        return self.channel().session.last_t + 1
+
+    def drop(self) -> None:
+        """Close the connection; the next use makes another."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def run(
+        self,
+        operation: Callable[[Channel], T],
+        *,
+        path: str = "",
+        progress: Callable[[], int] = lambda: 0,
+        observer: Observer = ignore,
+    ) -> T:
+        """Run an operation, again after each failure that may pass, and return its result.
+
+        Arguments: `progress` returns a number that grows while there is any; as long as it does, tries go on.
+        """
+        retrying = _Retrying(self.patience.retry_for)
+        while True:
+            try:
+                return operation(self.channel())
+            except FtransferError as exc:
+                self._drop_unless_usable(exc)
+                retrying.failed(exc, progress(), connected=self._former is not None)
+                if self.is_out_of_time:
+                    raise
+                observer(Progress("retrying", path, progress(), None, note=f"{exc}; trying again"))
+                self._sleep(retrying.delay)
+            except BaseException:
+                self.drop()
+                raise
+
+    def _drop_unless_usable(self, exc: FtransferError) -> None:
+        """After an answer that ended the request the connection can be used on; else nobody knows where it stands."""
+        if self._channel is None:
+            return
+        usable = exc.remote and self._channel.session.state == "open" and self._channel.session.idle
+        if not usable:
+            self.drop()
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, 0.2))
+
+
+class _Retrying:
+    """How long to go on: back-off, and an end without progress."""
+
+    def __init__(self, retry_for: float | None):
+        self._retry_for = retry_for
+        self._since = time.monotonic()
+        self._progress = -1
+        self._delay = FIRST_DELAY / 2
+
+    @property
+    def delay(self) -> float:
+        """Seconds to wait before the next try: doubled each time, and spread so that clients come at different times."""
+        import random  # here, because a run without failures does not need it
+
+        return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+    def failed(self, exc: FtransferError, progress: int, *, connected: bool) -> None:
+        """Take note of a failure; raise it if it is final."""
+        if not exc.retryable:
+            raise exc
+        if progress > self._progress:
+            self._progress, self._since, self._delay = progress, time.monotonic(), FIRST_DELAY / 2
+        patience = self._retry_for
+        if patience is None:
+            patience = DEFAULT_RETRY_FOR if connected or isinstance(exc, Busy) else 0.0
+        if time.monotonic() - self._since >= patience:
+            raise exc
+        self._delay = min(self._delay * 2, LONGEST_DELAY)

@@ -1,0 +1,106 @@
+"""Names that come from the other side: the only place that decides what is a usable path and how it is shown.
+
+A wire path is relative to the served root, uses `/`, and is UTF-8. What passes here is what the store opens, unchanged.
+Control characters, newlines and backslashes are legal in names on Linux and macOS, so they are kept, and escaped
+wherever a person sees them. Called by `wire` (every path in a message), the stores and the client. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from ftransfer.errors import BadPath
+
+MAX_PATH = 4096
+"""Longest path, in bytes of UTF-8."""
+MAX_COMPONENT = 255
+"""Longest component, in bytes of UTF-8."""
+RESERVED = ".ftransfer"
+"""Names that begin so, in any spelling that a file system may take for the same, belong to the store."""
+ROOT = ""
+"""The path of the served folder itself."""
+
+
+def is_reserved(component: str) -> bool:
+    """Tell whether a component is, or could be taken for, a name that the store keeps to itself.
+
+    File systems may fold case and Unicode forms and drop ignorable characters (HFS+), so the name is folded the
+    same way before it is compared.
+    """
+    if component.isascii():
+        return component[: len(RESERVED)].lower() == RESERVED
+    import unicodedata  # here, because hardly any run needs it
+
+    folded = unicodedata.normalize("NFKC", component).casefold()
+    visible = "".join(c for c in folded if unicodedata.category(c) != "Cf" and not _is_ignorable(c))
+    return unicodedata.normalize("NFKC", visible).startswith(RESERVED)
+
+
+def _is_ignorable(char: str) -> bool:
+    """Tell whether a character is default-ignorable beyond category Cf (Unicode, DerivedCoreProperties)."""
+    code = ord(char)
+    return code in (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0) or (
+        0x180B <= code <= 0x180F or 0xFE00 <= code <= 0xFE0F or 0xE0000 <= code <= 0xE0FFF
+    )
+
+
+def check(path: str, *, root: bool = False) -> str:
+    """Return `path` if it may be used, unchanged.
+
+    Arguments: `root` allows the empty path, which means the served folder itself.
+    Raises BadPath with what is wrong and, where there is a way out, a hint.
+    """
+    if not path:
+        if root:
+            return path
+        raise BadPath("the path is empty", hint="name a file")
+    try:
+        raw = path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadPath("the name is not valid UTF-8", path=path, hint="rename the file; names travel as UTF-8") from None
+    if len(raw) > MAX_PATH:
+        raise BadPath(f"the path is longer than {MAX_PATH} bytes", path=path[:80] + "...")
+    if b"\0" in raw:
+        raise BadPath("the path holds a NUL byte", path=path)
+    if path[0] == "/":
+        raise BadPath("the path is absolute", path=path, hint="paths are relative to the served folder")
+    for component in path.split("/"):
+        _check_component(component, path)
+    return path
+
+
+def _check_component(component: str, path: str) -> None:
+    if component == "":
+        raise BadPath("the path has an empty component", path=path, hint="write a/b, not a//b or a/")
+    if component in (".", ".."):
+        raise BadPath(f"the path has a component {component!r}", path=path, hint="write the path out")
+    if len(component) > MAX_COMPONENT // 4 and len(component.encode()) > MAX_COMPONENT:
+        raise BadPath(f"a component is longer than {MAX_COMPONENT} bytes", path=path)
+    if is_reserved(component):
+        raise BadPath(f"names that begin with {RESERVED} are reserved for staging", path=path, hint="rename the file")
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path of `name` inside `folder`, both wire paths; the result still has to be checked."""
+    return f"{folder}/{name}" if folder else name
+
+
+_SPECIAL = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
+def printable(text: str) -> str:
+    """Return `text` with everything escaped that could move a cursor, end a line or reorder what is read.
+
+    Escapes C0 and C1 controls, DEL, line and paragraph separators, format characters (which holds the bidirectional
+    overrides), lone surrogates, private and unassigned characters, and the backslash that would make this ambiguous.
+    """
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    return "".join(_escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    if char in _SPECIAL:
+        return _SPECIAL[char]
+    if char.isprintable():
+        return char
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,334 @@
+"""The receiving side of a transfer: blocks come in over a channel and go into a staging, verified one by one.
+
+The same for an upload, where the server receives, and a download, where the client does. Bytes are written as they
+come; only a block whose hash matched is accepted. The digest of the whole is taken in passing; bytes that were staged
+before are read back and compared while the missing ones flow, so success always means that the final bytes were
+hashed whole.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import TypeVar
+
+from ftransfer import digests, wire
+from ftransfer.channel import Channel
+from ftransfer.errors import AlreadyExists, FtransferError, IntegrityError, ProtocolError, SourceChanged
+from ftransfer.progress import Observer, Progress, ignore
+from ftransfer.store.base import Committed, Description, Entry, Grain, Staging, missing
+
+CHUNK = 512 << 10
+"""Bytes received, hashed and written at a time, so that they stay in the cache between the three."""
+SIGN_OF_LIFE = 2.0
+"""Seconds between two signs of life while this end is busy."""
+QUIET_COMMIT = 8 << 20
+"""Up to this size a commit is expected to be over before a sign of life is due, in bytes."""
+CLOCK_STEPS = (1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
+"""Resolutions of file times that exist, in nanoseconds: a stored time may be the source's, cut to one of them."""
+
+T = TypeVar("T")
+
+
+def same_time(source_ns: int, stored_ns: int) -> bool:
+    """Tell whether a stored mtime is the source's, as far as the coarser clock of the two can tell."""
+    return any(source_ns // step * step == stored_ns for step in CLOCK_STEPS)
+
+
+def decide(found: Entry | None, wanted: Description, compare: str) -> str | None:
+    """Return "same" or "skipped" if nothing has to be transferred, else None.
+
+    Arguments: `found`, what has the name now; `compare` quick or none. Raises AlreadyExists for `if_exists=fail`.
+    """
+    if found is None or found.kind != "file":
+        return None
+    is_quick = compare == "quick" and wanted.size == found.size and wanted.mtime_ns is not None
+    if is_quick and same_time(wanted.mtime_ns or 0, found.mtime_ns):
+        return "same"
+    if wanted.if_exists == "fail":
+        raise AlreadyExists("it exists already", path=wanted.path, hint="--if-exists says what happens then")
+    if wanted.if_exists == "skip":
+        return "skipped"
+    if wanted.if_exists == "newer" and wanted.mtime_ns is not None and wanted.mtime_ns <= found.mtime_ns:
+        return "skipped"
+    return None
+
+
+class Gaps:
+    """The ranges that are still missing, sorted; a stream's last one has no end."""
+
+    def __init__(self, ranges: list[tuple[int, int | None]]):
+        self._starts = [offset for offset, _ in ranges]
+        self._ends = [wire.MAX_INT if length is None else offset + length for offset, length in ranges]
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    def covers(self, offset: int, length: int) -> bool:
+        """Tell whether these bytes are all missing, in one gap."""
+        at = bisect_right(self._starts, offset) - 1
+        return at >= 0 and offset + length <= self._ends[at]
+
+    def fill(self, offset: int, length: int) -> None:
+        """Take bytes out of the gap that covers them."""
+        at = bisect_right(self._starts, offset) - 1
+        start, end = self._starts[at], self._ends[at]
+        pieces = [(a, b) for a, b in ((start, offset), (offset + length, end)) if a < b]
+        self._starts[at : at + 1] = [a for a, _ in pieces]
+        self._ends[at : at + 1] = [b for _, b in pieces]
+
+    def open(self, offset: int, length: int) -> None:
+        """Make bytes missing again."""
+        at = bisect_right(self._starts, offset)
+        self._starts.insert(at, offset)
+        self._ends.insert(at, offset + length)
+
+    def cut(self, size: int) -> None:
+        """Take note that the stream ends here."""
+        while self._ends and self._ends[-1] > size:
+            if self._starts[-1] >= size:
+                del self._starts[-1], self._ends[-1]
+            else:
+                self._ends[-1] = size
+
+    def ranges(self) -> list[tuple[int, int | None]]:
+        """Return them as a `want` carries them."""
+        pairs = zip(self._starts, self._ends, strict=True)
+        return [(start, None if end == wire.MAX_INT else end - start) for start, end in pairs]
+
+
+class Incoming:
+    """One file on its way in; outlives the connections it takes.
+
+    Arguments: `path` and `size` as announced (None for a stream); `observer` is told of what was accepted.
+    """
+
+    def __init__(self, staging: Staging, path: str, size: int | None, *, algorithm: str, observer: Observer = ignore):
+        self.staging = staging
+        self.path = path
+        self.size = size
+        self.observer = observer
+        self.digest = digests.Contiguous(algorithm)
+        self.gaps = Gaps(missing(staging.grains.values(), size))
+        self.inherited = staging.inherited
+        self.accepted = 0
+        self.received_bytes = 0
+        self.damaged: list[int] = []
+        self._reused = self._started_over = False
+        self._last_sign = time.monotonic()
+        self._buffer = memoryview(bytearray(CHUNK))
+
+    def bind(self, channel: Channel, t: int, *, wait: bool) -> None:
+        """Begin on a new connection, under number `t`; with `wait` the sender is told first what is missing."""
+        self.channel = channel
+        self.t = t
+        if wait:
+            self._want()
+        elif self.staging.grains:
+            self._forget_all()
+        self._reused = bool(self.staging.grains)
+        self.tell("receiving")
+
+    def block(self, message: wire.Block) -> None:
+        """Receive a block's body, and answer. Raises ProtocolError for bytes that were not wanted."""
+        self._begin(message.offset, message.body)
+        self.digest.mark()
+        try:
+            ok = self._receive_body(message) == message.hash
+        except BaseException:
+            self.digest.back()  # the rest comes over another connection, in other pieces
+            raise
+        if ok:
+            self._accept(message.offset, message.body, message.hash)
+        else:
+            self.digest.back()
+            self.staging.reject()
+            self.damaged.append(message.offset)
+        self.channel.send(wire.Stored(t=self.t, offset=message.offset, ok=ok))
+        self.tell("receiving")
+
+    def _receive_body(self, message: wire.Block) -> str:
+        """Receive, hash and write piece by piece; return the hash of what came."""
+        block = digests.new(digests.DEFAULT)
+        at, left = message.offset, message.body
+        while left:
+            view = self._buffer[: min(CHUNK, left)]
+            self.channel.read_body(view)
+            self.received_bytes += len(view)
+            block.update(view)
+            self.digest.feed(at, view)
+            self.staging.write(view)
+            at += len(view)
+            left -= len(view)
+        return block.hexdigest()
+
+    def hole(self, message: wire.Hole) -> None:
+        """Take a run of zeros, and answer."""
+        self._begin(message.offset, message.length)
+        self.staging.zero()
+        zeros = memoryview(bytes(min(CHUNK, message.length)))
+        block = digests.new(digests.DEFAULT)
+        for at in range(0, message.length, CHUNK):
+            piece = zeros[: min(CHUNK, message.length - at)]
+            block.update(piece)
+            self.digest.feed(message.offset + at, piece)
+        self._accept(message.offset, message.length, block.hexdigest())
+        self.channel.send(wire.Stored(t=self.t, offset=message.offset, ok=True))
+        self.tell("receiving")
+
+    def _begin(self, offset: int, length: int) -> None:
+        if not self.gaps.covers(offset, length):
+            raise ProtocolError(f"bytes {offset} to {offset + length} were not wanted")
+        self.staging.begin(offset, length)
+
+    def _accept(self, offset: int, length: int, hex_digits: str) -> None:
+        self.staging.accept(hex_digits)
+        self.gaps.fill(offset, length)
+        self.accepted += length
+
+    def end(self, message: wire.End) -> Committed | None:
+        """Check the whole and publish it; or ask for what is missing or damaged and return None.
+
+        Raises IntegrityError if the bytes are not those that the sender hashed, after they were fetched anew once.
+        """
+        if message.path != self.path or (self.size is not None and message.size != self.size):
+            raise ProtocolError("the end of the file does not fit its beginning")
+        self.gaps.cut(message.size)
+        while not self.gaps and self.catch_up():
+            self.show_life("verifying", self.digest.position, message.size)
+        if self.gaps:
+            self._want()
+            return None
+        if self.digest.position != message.size:
+            raise ProtocolError("the file is shorter than its end says")
+        if self.digest.hexdigest() != message.hash:
+            self._start_over()
+            return None
+        return self._commit(message)
+
+    def _start_over(self) -> None:
+        """Fetch everything anew, once: the parts fit the journal but not the source, so they are of another version."""
+        if self._started_over or not self._reused:
+            self.staging.discard()
+            raise IntegrityError(
+                "the hash of the whole file does not match", path=self.path, hint="nothing was replaced; try again"
+            )
+        if self.size is None:
+            self.staging.discard()
+            raise SourceChanged("the stream cannot be started over")
+        self._started_over = True
+        self._forget_all()
+        self._want()
+
+    def _forget_all(self) -> None:
+        for offset in list(self.staging.grains):
+            self.staging.forget(offset)
+        self.gaps = Gaps(missing((), self.size))
+        self.digest.restart()
+        self.inherited = self.accepted = 0
+
+    def catch_up(self) -> bool:
+        """Read one grain back that did not pass in order, compare and hash it; tell whether there was one.
+
+        A grain that is not what it was when it was accepted is forgotten, and asked for at the end.
+        """
+        grain: Grain | None = self.staging.grains.get(self.digest.position)
+        if grain is None:
+            return False
+        self.digest.mark()
+        block = digests.new(digests.DEFAULT)
+        for at in range(grain.offset, grain.end, CHUNK):
+            view = self._buffer[: min(CHUNK, grain.end - at)]
+            count = self.staging.read(at, view)
+            block.update(view[:count])
+            self.digest.feed(at, view[:count])
+            if count < len(view):
+                break
+        if block.hexdigest() != grain.hash:
+            self.digest.back()
+            self.staging.forget(grain.offset)
+            self.gaps.open(grain.offset, grain.length)
+            self.inherited = max(0, self.inherited - grain.length)
+            self.damaged.append(grain.offset)
+        return True
+
+    @property
+    def is_behind(self) -> bool:
+        """Tell whether there is something to read back."""
+        return self.digest.position in self.staging.grains
+
+    def _want(self) -> None:
+        ranges = self.gaps.ranges()
+        while len(ranges) > wire.MAX_RANGES:
+            self.channel.send(wire.Want(t=self.t, ranges=ranges[: wire.MAX_RANGES], more=True))
+            ranges = ranges[wire.MAX_RANGES :]
+        self.channel.send(wire.Want(t=self.t, ranges=ranges))
+
+    def _commit(self, message: wire.End) -> Committed:
+        """Publish; where that may take long, in a thread of its own while this one shows that we live."""
+        self.tell("syncing", message.size)
+        if message.size <= QUIET_COMMIT:
+            return self.staging.commit(message.size, message.hash)
+        return with_life(
+            lambda: self.staging.commit(message.size, message.hash),
+            lambda: self.show_life("syncing", message.size, message.size),
+        )
+
+    def show_life(self, phase: str, done: int, total: int | None) -> None:
+        """Tell the observer, and the sender every 2 s, that we are busy."""
+        self.tell(phase, done)
+        if time.monotonic() - self._last_sign >= SIGN_OF_LIFE:
+            self._last_sign = time.monotonic()
+            self.channel.send(wire.Working(t=self.t, phase=phase, done=done, total=total))
+
+    def tell(self, phase: str, done: int | None = None) -> None:
+        """Tell the observer where this file stands."""
+        done = self.inherited + self.accepted if done is None else done
+        self.observer(Progress(phase, self.path, done, self.size, self.inherited))
+
+    def receipt(self, done: Committed) -> wire.Receipt:
+        """Return the message that ends a transfer well."""
+        return wire.Receipt(
+            t=self.t,
+            result="stored",
+            path=done.path,
+            size=done.size,
+            hash=done.hex,
+            durable=done.durable,
+            inherited=self.inherited,
+        )
+
+
+def with_life(work: Callable[[], T], show_life: Callable[[], None]) -> T:
+    """Run `work` in a thread and call `show_life` every 2 s until it is done; return its result or raise its error."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as exc:  # noqa: BLE001 - raised again in the calling thread
+            failure.append(exc)
+
+    thread = threading.Thread(target=run, name="ftransfer-commit")
+    thread.start()
+    try:
+        _wait_for(thread, show_life)
+    finally:
+        thread.join()  # also on Ctrl-C: what it works on may not be closed under it
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _wait_for(thread: threading.Thread, show_life: Callable[[], None]) -> None:
+    lost: FtransferError | None = None
+    while thread.is_alive():
+        thread.join(SIGN_OF_LIFE)
+        try:
+            if thread.is_alive() and lost is None:
+                show_life()
+        except FtransferError as exc:
+            lost = exc  # the work is finished all the same, and whoever sends next finds the connection gone

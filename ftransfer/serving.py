@@ -1,0 +1,345 @@
+"""The server's side of one connection: a loop over its messages, in a thread of its own.
+
+Made by `server` for every connection it accepts. It owns the channel; what it shares with other connections is the
+store and the server's counters.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ftransfer import SOFTWARE, digests, net, paths, wire
+from ftransfer.channel import Channel
+from ftransfer.errors import (
+    AlreadyExists,
+    ConnectionLost,
+    FtransferError,
+    NotFound,
+    OutOfTurn,
+    ProtocolError,
+    Refused,
+    ServerClosing,
+    TimedOut,
+    VersionMismatch,
+)
+from ftransfer.receiving import CHUNK, SIGN_OF_LIFE, Incoming, decide
+from ftransfer.sending import Outgoing, Sender
+from ftransfer.session import SERVER
+from ftransfer.store.base import Description
+
+if TYPE_CHECKING:
+    from ftransfer.server import Server
+
+log = logging.getLogger("ftransfer.server")
+
+
+class Connection:
+    """One client, from its hello to its end."""
+
+    def __init__(self, server: Server, sock: socket.socket):
+        self._server = server
+        self.peer = net.describe_peer(sock)
+        self.id = secrets.token_hex(16)
+        self.channel = Channel(sock, role=SERVER, timeout=server.timeout, check=self._check)
+        self._incoming: dict[int, Incoming] = {}
+        self._described: dict[int, tuple[wire.Put, float]] = {}
+        self._queue: deque[wire.Message] = deque()
+        self._handlers: dict[type[wire.Message], Callable[[Any], None]] = {
+            wire.Put: self._put,
+            wire.Get: self._get,
+            wire.Block: lambda m: self._incoming[m.t].block(m),
+            wire.Hole: lambda m: self._incoming[m.t].hole(m),
+            wire.End: self._end,
+            wire.Error: self._error,
+            wire.Working: lambda _: None,
+            wire.List: self._list,
+            wire.Stat: self._stat,
+            wire.Checksum: self._checksum,
+            wire.Mkdir: lambda m: self._change(m, lambda s: s.mkdir(m.path, parents=m.parents)),
+            wire.Remove: lambda m: self._change(m, lambda s: s.remove(m.path, recursive=m.recursive)),
+            wire.Move: lambda m: self._change(m, lambda s: s.move(m.path, m.target)),
+            wire.Partials: self._partials,
+            wire.Ping: self._ping,
+        }
+
+    def run(self) -> None:
+        """Serve until the client leaves or fails; never raises."""
+        try:
+            self._greet()
+            while (message := self._next()) is not None:
+                self._handle(message)
+        except (ConnectionLost, TimedOut, ServerClosing) as exc:
+            log.info("%s connection ended: %s", self.peer, exc)
+            if not isinstance(exc, ConnectionLost):
+                self._say(exc)
+        except FtransferError as exc:
+            log.warning("%s refused: %s (%s)", self.peer, paths.printable(str(exc)), exc.code)
+            self._say(exc)
+        except Exception:
+            log.exception("%s internal error", self.peer)
+            self._say(FtransferError("internal error"))
+        finally:
+            for t in list(self._incoming):
+                self._let_go(t, "interrupted")
+            self._hang_up()
+
+    def shut_down(self) -> None:
+        """End the connection from another thread: the thread that owns it sees it closed."""
+        try:
+            self.channel.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # closed already
+
+    def _check(self) -> None:
+        if self._server.closing and (self.channel.session.idle or self._server.grace_is_over):
+            raise ServerClosing("the server is shutting down")
+
+    def _say(self, exc: FtransferError) -> None:
+        """Tell the client why the connection ends, if it still listens."""
+        try:
+            self.channel.socket.setblocking(False)
+            self.channel.socket.send(wire.encode(wire.error_message(exc)))
+        except (OSError, FtransferError):
+            pass  # gone, or its buffer is full: nothing more can be said
+
+    def _hang_up(self) -> None:
+        """Close so that what was said last arrives: a close with unread bytes would take it back (RST)."""
+        sock = self.channel.socket
+        try:
+            sock.shutdown(socket.SHUT_WR)
+            sock.setblocking(False)
+            for _ in range(64):
+                if not self.channel.readable(0.2) or not sock.recv(CHUNK):
+                    break
+        except OSError:
+            pass
+        self.channel.close()
+
+    # The loop.
+
+    def _greet(self) -> None:
+        hello = self._receive(self._server.limits.handshake_seconds)
+        if hello is None:
+            raise ConnectionLost("it left without a word")
+        if not isinstance(hello, wire.Hello):
+            raise OutOfTurn("the first message has to be hello")
+        if wire.VERSION not in hello.versions:
+            raise VersionMismatch(f"this server speaks version {wire.VERSION}, the client {list(hello.versions)}")
+        if hello.former is not None:
+            self._server.end_former(hello.former)
+        self._server.register(self)
+        welcome = wire.Welcome(
+            version=wire.VERSION,
+            software=SOFTWARE,
+            session=self.id,
+            read_only=self._server.read_only,
+            durable=self._server.store.capabilities.durable,
+        )
+        self.channel.send(welcome)
+
+    def _next(self) -> wire.Message | None:
+        """Return the next message; while none has arrived, hash what was staged before."""
+        if self._queue:
+            return self._queue.popleft()
+        for incoming in self._incoming.values():
+            while incoming.is_behind and not self.channel.readable():
+                incoming.catch_up()
+        idle = self.channel.session.idle
+        try:
+            return self._receive(self._server.limits.idle_seconds if idle else None)
+        except TimedOut:
+            if idle:
+                return None
+            raise
+
+    def _receive(self, patience: float | None = None) -> wire.Message | None:
+        """Return the next message; a request whose only fault is a name is refused here."""
+        while True:
+            try:
+                return self.channel.receive(patience)
+            except wire.RefusedName as exc:
+                log.info("%s refused: %s", self.peer, exc)
+                self.channel.send(wire.error_message(exc, exc.t))
+
+    def _handle(self, message: wire.Message) -> None:
+        t: int | None = getattr(message, "t", None)
+        try:
+            self._handlers[type(message)](message)
+        except (ConnectionLost, TimedOut, ServerClosing, ProtocolError):
+            raise
+        except FtransferError as exc:
+            if t is None:
+                raise
+            if t in self._incoming:
+                self._let_go(t, exc.code)
+            elif isinstance(message, wire.Put):
+                self._log(message, 0, time.monotonic(), exc.code)
+            if self.channel.session.is_open(t):
+                self.channel.send(wire.error_message(exc, t))
+
+    # Files.
+
+    def _put(self, put: wire.Put) -> None:
+        store = self._server.store
+        self._check_writable()
+        description = Description(
+            put.path, put.size, put.fingerprint, put.mtime_ns, put.mode, put.transfer, put.if_exists
+        )
+        started = time.monotonic()
+        done = store.committed(description)
+        if done is not None:  # its receipt was lost
+            self.channel.send(_receipt(put.t, "stored", done.path, done.size, done.hex, durable=done.durable))
+            self._log(put, 0, started, "repeated")
+            return
+        try:
+            found = store.stat(put.path)
+        except NotFound:
+            found = None
+        outcome = decide(found, description, put.compare)
+        if outcome is not None:
+            self.channel.send(_receipt(put.t, outcome, put.path, found.size if found else None))
+            self._log(put, 0, started, outcome)
+            return
+        staging = store.claim(description, resume=put.resume)
+        staging.check_space()
+        incoming = Incoming(staging, put.path, put.size, algorithm=put.algorithm)
+        self._incoming[put.t] = incoming
+        self._described[put.t] = (put, started)
+        incoming.bind(self.channel, put.t, wait=put.wait)
+
+    def _end(self, end: wire.End) -> None:
+        incoming = self._incoming[end.t]
+        put, started = self._described[end.t]
+        try:
+            done = incoming.end(end)
+        except AlreadyExists:
+            if put.if_exists == "fail":
+                raise
+            self.channel.send(_receipt(end.t, "skipped", put.path, end.size))
+            self._let_go(end.t, "skipped")
+            return
+        if done is None:
+            return
+        del self._incoming[end.t], self._described[end.t]
+        self._log(put, incoming.received_bytes, started, "stored")
+        self.channel.send(incoming.receipt(done))
+
+    def _let_go(self, t: int, result: str) -> None:
+        incoming = self._incoming.pop(t)
+        put, started = self._described.pop(t)
+        incoming.staging.release()
+        self._log(put, incoming.received_bytes, started, result)
+
+    def _error(self, error: wire.Error) -> None:
+        """Take note that the client gives up one transfer, or the connection."""
+        if error.t is None:
+            raise ConnectionLost(f"the client said: {paths.printable(error.message)}")
+        if error.t in self._incoming:
+            self._let_go(error.t, f"given up by the client ({error.code})")
+
+    def _get(self, get: wire.Get) -> None:
+        started = time.monotonic()
+        with self._server.store.open(get.path) as source:
+            out = Outgoing(source, get.path, algorithm=get.algorithm)
+            out.bind(get.t, wait=get.wait)
+            announced = wire.File(
+                t=get.t,
+                size=source.size or 0,
+                fingerprint=source.fingerprint,
+                mtime_ns=source.mtime_ns,
+                mode=source.mode,
+            )
+            self.channel.send(announced)
+            result = "failed"
+            try:
+                receipt = Sender(self.channel, receive=self._receive, other=self._queue.append).run(out)
+                result = f"received, {'durable' if receipt.durable else 'not synced'}"
+            except FtransferError as exc:
+                result = exc.code
+                # What the client reported ends this file; what broke here was reported by the sender.
+                if not (exc.remote or exc.exit_status in (7, 8)):
+                    raise
+            finally:
+                self._log(get, out.sent_bytes, started, result)
+
+    # Operations.
+
+    def _list(self, message: wire.List) -> None:
+        entries = self._server.store.entries(message.path, recursive=message.recursive)
+        for rows, more in _pages(tuple(entry) for entry in entries):
+            self.channel.send(wire.Entries(t=message.t, rows=rows, more=more))
+
+    def _stat(self, message: wire.Stat) -> None:
+        entry = self._server.store.stat(message.path)
+        self.channel.send(wire.Entries(t=message.t, rows=[(*entry,)]))
+
+    def _checksum(self, message: wire.Checksum) -> None:
+        started = last = time.monotonic()
+        hasher = digests.new(message.algorithm)
+        buffer = memoryview(bytearray(CHUNK))
+        done = 0
+        with self._server.store.open(message.path) as source:
+            while count := source.read_into(done, buffer):
+                hasher.update(buffer[:count])
+                done += count
+                if time.monotonic() - last >= SIGN_OF_LIFE / 4:
+                    last = time.monotonic()
+                    beat = wire.Working(t=message.t, phase="hashing", done=done, total=max(done, source.size or 0))
+                    self.channel.send(beat)
+            source.check()
+        self._log(message, done, started, "hashed")
+        self.channel.send(wire.Digest(t=message.t, size=done, hash=hasher.hexdigest()))
+
+    def _change(self, message: Any, act: Callable[[Any], None]) -> None:
+        started = time.monotonic()
+        self._check_writable()
+        act(self._server.store)
+        self._log(message, 0, started, "done")
+        self.channel.send(wire.Done(t=message.t))
+
+    def _partials(self, message: wire.Partials) -> None:
+        if message.clear:
+            self._check_writable()
+        found = self._server.store.partials(message.path, clear=message.clear)
+        for rows, more in _pages((p.path, p.size, p.held, p.mtime_ns) for p in found):
+            self.channel.send(wire.Staged(t=message.t, rows=rows, more=more))
+
+    def _ping(self, message: wire.Ping) -> None:
+        counts = f"connections: {self._server.connection_count} of {self._server.limits.connections}"
+        self.channel.send(wire.Pong(t=message.t, facts=[counts, *net.facts(self.channel.socket)]))
+
+    def _check_writable(self) -> None:
+        if self._server.read_only:
+            raise Refused("this server only lets you read", hint="start it without --read-only to write")
+
+    def _log(self, message: Any, count: int, started: float, result: str) -> None:
+        """Write the one line of a request: peer, what, path, bytes, seconds, rate, result."""
+        seconds = time.monotonic() - started
+        rate = count / seconds / (1 << 20) if seconds > 0 else 0.0
+        path = paths.printable(message.path)
+        log.info("%s %s %s %d bytes %.3f s %.1f MiB/s %s", self.peer, message.type, path, count, seconds, rate, result)
+
+
+def _receipt(
+    t: int, result: str, path: str, size: int | None, hex_digits: str | None = None, *, durable: bool = False
+) -> wire.Receipt:
+    return wire.Receipt(t=t, result=result, path=path, size=size, hash=hex_digits, durable=durable)
+
+
+def _pages(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[list[Any], bool]]:
+    """Yield (rows, whether more follow), each page well below the limit of a header; an empty one if there is none."""
+    page: list[Any] = []
+    size = 0
+    for row in rows:
+        if size > wire.PAGE_BYTES or len(page) == wire.MAX_ROWS:
+            yield page, True
+            page, size = [], 0
+        page.append(row)
+        size += 100 + 6 * len(row[0])  # JSON may write a character as six
+    yield page, False

@@ -1,0 +1,291 @@
+"""The interface between the loops that move bytes and what keeps them.
+
+Two implementations pass one suite of tests (tests/test_store_contract.py): `local` and `memory`. An object store fits
+too: a grain is a part of a multipart upload, which is why a grain is begun, written in order, then accepted or
+rejected. Only the store knows the disk; its callers give it checked wire paths and get `FtransferError` for
+everything that fails.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Self
+
+from ftransfer.errors import SourceChanged
+
+FILE, FOLDER, LINK, OTHER = "file", "folder", "link", "other"
+
+
+class Entry(NamedTuple):
+    """What is at a path: `kind` is file, folder, link or other; `size` in bytes; `mode` the permission bits."""
+
+    path: str
+    kind: str
+    size: int
+    mtime_ns: int
+    mode: int
+
+
+class Partial(NamedTuple):
+    """A transfer that has not ended: `size` None for a stream, `held` bytes are there, the last came at `mtime_ns`."""
+
+    path: str
+    size: int | None
+    held: int
+    mtime_ns: int
+    fingerprint: str | None
+
+
+class Grain(NamedTuple):
+    """Bytes that a staging holds: where, how many, and the XXH3-128 that they had when they were accepted."""
+
+    offset: int
+    length: int
+    hash: str
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+class Capabilities(NamedTuple):
+    """What a store can do; the loops and the tests ask instead of guessing."""
+
+    resumes: bool
+    durable: bool
+    keeps_modes: bool
+    keeps_holes: bool
+
+
+class Description(NamedTuple):
+    """What is going to be stored: the file as the sender announced it, and what to do if the name is taken."""
+
+    path: str
+    size: int | None
+    fingerprint: str | None = None
+    mtime_ns: int | None = None
+    mode: int | None = None
+    transfer: str | None = None
+    if_exists: str = "replace"
+
+
+class Committed(NamedTuple):
+    """The outcome: the name that the file got, its size and digest, and whether it would survive a power cut now."""
+
+    path: str
+    size: int
+    hex: str
+    durable: bool
+
+
+class Source(ABC):
+    """An open file to read from, at any offset."""
+
+    size: int | None
+    mtime_ns: int | None
+    mode: int | None
+    fingerprint: str | None
+    most_unconfirmed: int | None = None
+    """Bytes that may be sent and unanswered, for a source that has to keep them; None for any number."""
+
+    @abstractmethod
+    def read_into(self, offset: int, view: memoryview) -> int:
+        """Fill the view from that offset; return how many bytes there were, less only at the end."""
+
+    def extent(self, offset: int, limit: int) -> tuple[bool, int]:  # noqa: ARG002 - most sources have no holes
+        """Return (is data, length) of the run at `offset`: data, or zeros that need not be sent; at most `limit`."""
+        return True, limit
+
+    def ready(self, seconds: float) -> bool:  # noqa: ARG002 - most sources are
+        """Wait for bytes to be there to read, or the end; tell whether they are."""
+        return True
+
+    def release(self, offset: int, length: int) -> None:  # noqa: B027 - most sources keep nothing
+        """Take note that these bytes are stored and will not be asked for again."""
+
+    def check(self) -> None:  # noqa: B027 - most sources cannot change
+        """Raise SourceChanged if the file is not what it was when it was opened."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FileSource(Source):
+    """A regular file behind a descriptor, which it owns."""
+
+    def __init__(self, fd: int):
+        self._fd = fd
+        found = os.fstat(fd)
+        self.size: int = found.st_size
+        self.mtime_ns: int = found.st_mtime_ns
+        self.mode: int = found.st_mode & 0o777
+        self.fingerprint: str = fingerprint(self.size, self.mtime_ns)
+        self._sparse = found.st_blocks * 512 < found.st_size
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        got = os.preadv(self._fd, [view], offset)
+        while 0 < got < len(view):
+            more = os.preadv(self._fd, [view[got:]], offset + got)
+            if not more:
+                break
+            got += more
+        return got
+
+    def extent(self, offset: int, limit: int) -> tuple[bool, int]:
+        if not self._sparse:
+            return True, limit
+        try:
+            data = os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError:
+            return False, limit
+        if data > offset:
+            return False, min(limit, data - offset)
+        return True, min(limit, os.lseek(self._fd, offset, os.SEEK_HOLE) - offset)
+
+    def check(self) -> None:
+        found = os.fstat(self._fd)
+        if found.st_size != self.size:
+            raise SourceChanged(f"its size changed from {self.size} to {found.st_size} bytes while it was read")
+        if found.st_mtime_ns != self.mtime_ns:
+            raise SourceChanged("it was written to while it was read")
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def missing(grains: Iterable[Grain], size: int | None) -> list[tuple[int, int | None]]:
+    """Return the ranges, as (offset, length), that no grain covers; a stream is missing to its unknown end."""
+    gaps: list[tuple[int, int | None]] = []
+    at = 0
+    for grain in sorted(grains):
+        if grain.offset > at:
+            gaps.append((at, grain.offset - at))
+        at = max(at, grain.end)
+    if size is None:
+        gaps.append((at, None))
+    elif at < size:
+        gaps.append((at, size - at))
+    return gaps
+
+
+def fingerprint(size: int, mtime_ns: int) -> str:
+    """Return what decides whether reuse of a partial is tried; the other side takes it as it is."""
+    return f"{size}-{mtime_ns}"
+
+
+class Staging(ABC):
+    """The bytes of one transfer on their way to a name; held by one writer at a time.
+
+    `grains` are the ones that counted when it was claimed, by offset; `inherited` is the number of their bytes.
+    """
+
+    grains: dict[int, Grain]
+    inherited: int
+
+    @abstractmethod
+    def begin(self, offset: int, length: int) -> None:
+        """Open a grain."""
+
+    @abstractmethod
+    def write(self, data: memoryview) -> None:
+        """Append to the open grain."""
+
+    @abstractmethod
+    def zero(self) -> None:
+        """Fill the open grain with zeros, as a hole where the store can."""
+
+    @abstractmethod
+    def accept(self, hex_digits: str) -> None:
+        """Close the open grain: its bytes had this hash, and it counts from now on."""
+
+    @abstractmethod
+    def reject(self) -> None:
+        """Close the open grain: its bytes do not count."""
+
+    @abstractmethod
+    def read(self, offset: int, view: memoryview) -> int:
+        """Read staged bytes back."""
+
+    @abstractmethod
+    def forget(self, offset: int) -> None:
+        """Take the grain at this offset back: its bytes turned out not to be what they were."""
+
+    @abstractmethod
+    def check_space(self) -> None:
+        """Raise DiskError if what is missing cannot fit."""
+
+    @abstractmethod
+    def commit(self, size: int, hex_digits: str) -> Committed:
+        """Publish the bytes under the final name, durably where the store is; after this it is closed.
+
+        May take long; the caller shows life meanwhile. Raises AlreadyExists, DiskError; then the old file is unchanged.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go and keep what is staged, for a later claim. Does nothing after commit or discard."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Drop everything that is staged."""
+
+
+class Store(ABC):
+    """Files and folders below one root; every path is a checked wire path."""
+
+    capabilities: Capabilities
+
+    @abstractmethod
+    def stat(self, path: str) -> Entry:
+        """Return what is there. Raises NotFound."""
+
+    @abstractmethod
+    def entries(self, path: str, *, recursive: bool = False) -> Iterator[Entry]:
+        """Yield what a folder holds, sorted by name in each folder, paths relative to it, without reserved names."""
+
+    @abstractmethod
+    def open(self, path: str) -> Source:
+        """Open a regular file for reading. Raises NotFound, NotAFile, Refused."""
+
+    @abstractmethod
+    def mkdir(self, path: str, *, parents: bool = False) -> None:
+        """Make a folder; with `parents` also those above, and it may exist."""
+
+    @abstractmethod
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, a link or an empty folder; with `recursive` a folder and all below it."""
+
+    @abstractmethod
+    def move(self, path: str, target: str) -> None:
+        """Rename; never replaces. Raises AlreadyExists."""
+
+    @abstractmethod
+    def committed(self, description: Description) -> Committed | None:
+        """Return what this very transfer (its `transfer`) committed, if only the receipt was lost."""
+
+    @abstractmethod
+    def claim(self, description: Description, *, resume: bool = True) -> Staging:
+        """Begin or take up a transfer. Raises Busy if another writer has it, NotAFile, AlreadyExists, DiskError."""
+
+    @abstractmethod
+    def partials(self, path: str = "", *, clear: bool = False) -> list[Partial]:
+        """Return what is staged and unfinished below a path; with `clear` drop what nobody is writing."""
+
+    @abstractmethod
+    def sweep(self) -> int:
+        """Drop what is staged for too long; return how many. Never touches what somebody is writing."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the root."""

@@ -1,0 +1,292 @@
+"""Folders on a disk as a store: everything goes through directory descriptors below one root.
+
+Data is staged in the target's own folder under a reserved name (`staging`); descriptions, journals and records of
+what was committed live in the root's `.ftransfer/`. Called by the server for the served folder and by the client for
+the folder that it downloads into.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+from ftransfer import paths
+from ftransfer.errors import AlreadyExists, Busy, NotAFile
+from ftransfer.store import base, journal, sync
+from ftransfer.store.folders import (
+    Chain,
+    Link,
+    folder,
+    links_refused,
+    open_folder,
+    split,
+    translated,
+    unlink_if_there,
+)
+from ftransfer.store.staging import LocalStaging
+from ftransfer.store.state import StateFolder
+
+KEEP_PARTIALS = 14 * 86400
+"""Seconds that staged data outlives its last block."""
+KEEP_RECEIPTS = 86400
+"""Seconds that the record of a committed transfer is kept."""
+
+
+def kind_of(mode: int) -> str:
+    """Return the kind of an entry by its st_mode."""
+    if stat.S_ISREG(mode):
+        return base.FILE
+    if stat.S_ISDIR(mode):
+        return base.FOLDER
+    return base.LINK if stat.S_ISLNK(mode) else base.OTHER
+
+
+class LocalStore(base.Store):
+    """The files below `root`.
+
+    Arguments: `durable`, whether to sync before a transfer counts as done; `receipts`, whether to remember for a day
+    what was committed; `keep_free`, bytes of the disk to leave unused. Raises NotFound, NotAFile for a root that is
+    none.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, durable: bool = True, receipts: bool = True, keep_free: int = 0
+    ):
+        self.root = os.fspath(root)
+        self.capabilities = base.Capabilities(resumes=True, durable=durable, keeps_modes=True, keeps_holes=True)
+        self.receipts = receipts
+        self.keep_free = keep_free
+        with translated(self.root):
+            self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.state = StateFolder(self.fd)
+        self.synced: set[Link] = set()
+        self.new_file_mode = 0o666 & ~_umask()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def stat(self, path: str) -> base.Entry:
+        with translated(path or "the served folder"):
+            if not path:
+                found = os.fstat(self.fd)
+            else:
+                parts, name = split(path)
+                with folder(self.fd, parts) as fd:
+                    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        return _entry(path, found)
+
+    def entries(self, path: str, *, recursive: bool = False) -> Iterator[base.Entry]:
+        with translated(path or "the served folder"), folder(self.fd, path.split("/") if path else []) as fd:
+            yield from _walk(fd, "", recursive)
+
+    def open(self, path: str) -> base.Source:
+        parts, name = split(path)
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with translated(path), folder(self.fd, parts) as fd:
+            opened = os.open(name, flags, dir_fd=fd)
+            mode = os.fstat(opened).st_mode
+            if not stat.S_ISREG(mode):
+                os.close(opened)
+                raise NotAFile("it is a folder" if stat.S_ISDIR(mode) else "it is a special file", path=path)
+            return base.FileSource(opened)
+
+    def mkdir(self, path: str, *, parents: bool = False) -> None:
+        parts, name = split(path)
+        with translated(path):
+            if parents:
+                with closing(Chain(self.synced)) as chain:
+                    os.close(open_folder(self.fd, [*parts, name], create=True, chain=chain))
+                    if self.capabilities.durable:
+                        chain.sync()
+                return
+            with folder(self.fd, parts) as fd:
+                os.mkdir(name, 0o777, dir_fd=fd)
+                self._sync_all([os.dup(fd)])
+
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        parts, name = split(path)
+        with translated(path), folder(self.fd, parts) as fd:
+            if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=fd)
+            else:
+                self.synced.clear()  # the numbers of removed folders are used again
+                if recursive:
+                    shutil.rmtree(name, dir_fd=fd)
+                else:
+                    os.rmdir(name, dir_fd=fd)
+            self._sync_all([os.dup(fd)])
+
+    def move(self, path: str, target: str) -> None:
+        parts, name = split(path)
+        target_parts, target_name = split(target)
+        with translated(path), folder(self.fd, parts) as fd:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            with translated(target), folder(self.fd, target_parts) as target_fd:
+                self._rename(name, fd, target_name, target_fd, stat.S_ISDIR(found.st_mode))
+                self._sync_all([os.dup(target_fd), os.dup(fd)])
+
+    @staticmethod
+    def _rename(name: str, fd: int, target: str, target_fd: int, is_folder: bool) -> None:
+        """Rename without replacing: by link and unlink, which fails in one step if the name is taken."""
+        if not is_folder:
+            try:
+                os.link(name, target, src_dir_fd=fd, dst_dir_fd=target_fd, follow_symlinks=False)
+                os.unlink(name, dir_fd=fd)
+                return
+            except OSError as exc:
+                if not links_refused(exc):
+                    raise
+        try:
+            os.stat(target, dir_fd=target_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(name, target, src_dir_fd=fd, dst_dir_fd=target_fd)
+        else:
+            raise AlreadyExists("it exists already", path=target)
+
+    def committed(self, description: base.Description) -> base.Committed | None:
+        record = self.state.read_receipt(description.transfer) if description.transfer and self.receipts else None
+        if record is None or record["asked"] != description.path:
+            return None
+        parts, name = split(record["path"])
+        try:
+            with closing(Chain(self.synced)) as chain:
+                fd = open_folder(self.fd, parts, chain=chain)
+                try:
+                    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    if [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns] != record["file"]:
+                        return None
+                    if self.capabilities.durable:
+                        sync.sync_folder(fd)
+                        chain.sync()
+                finally:
+                    os.close(fd)
+        except OSError:
+            return None
+        return base.Committed(record["path"], record["size"], record["hex"], self.capabilities.durable)
+
+    def claim(self, description: base.Description, *, resume: bool = True) -> base.Staging:
+        return LocalStaging(self, description, resume=resume)
+
+    def partials(self, path: str = "", *, clear: bool = False) -> list[base.Partial]:
+        found = []
+        for name in self.state.journals():
+            partial = self._partial(name)
+            if partial is None or not (not path or partial.path == path or partial.path.startswith(path + "/")):
+                continue
+            if clear and not self.drop(name):
+                continue
+            found.append(partial)
+        return sorted(found)
+
+    def _partial(self, name: str) -> base.Partial | None:
+        data = self.state.read(name)
+        decoded = journal.decode_head(data) if data else None
+        if data is None or decoded is None:
+            return None
+        head, start = decoded
+        grains = journal.decode_records(data[start:], head.salt, (1 << 63) - 1)
+        held = sum(grain.length for grain in grains.values())
+        mtime = self.state.mtime_ns(name)
+        return base.Partial(head.path, head.size, held, mtime, head.fingerprint)
+
+    def drop(self, name: str) -> bool:
+        """Drop a journal and what it stages, unless somebody writes it; tell whether it is gone."""
+        try:
+            fd = self.state.lock(name, create=False)
+        except Busy:
+            return False
+        if fd is None:
+            return False
+        try:
+            data = os.pread(fd, journal.MAX_HEAD, 0)
+            decoded = journal.decode_head(data)
+            if decoded is not None:
+                parts, _ = split(decoded[0].path)
+                try:
+                    with folder(self.fd, parts) as parent:
+                        unlink_if_there(decoded[0].staged, parent)
+                except OSError:
+                    pass  # the folder is gone, and the staged file with it
+            self.state.remove(name)
+        finally:
+            os.close(fd)
+        self.state.tidy()
+        return True
+
+    def sweep(self) -> int:
+        now = time.time_ns()
+        dropped = 0
+        for name in self.state.journals():
+            if now - self.state.mtime_ns(name) > KEEP_PARTIALS * 10**9:
+                dropped += self.drop(name)
+        self.state.sweep_receipts(now - KEEP_RECEIPTS * 10**9)
+        self.state.tidy()
+        return dropped
+
+    def sync_folders(self, fds: list[int]) -> None:
+        """Sync folders where the store is durable."""
+        if self.capabilities.durable:
+            for fd in fds:
+                sync.sync_folder(fd)
+
+    def _sync_all(self, fds: list[int]) -> None:
+        try:
+            self.sync_folders(fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _entry(path: str, found: os.stat_result) -> base.Entry:
+    kind = kind_of(found.st_mode)
+    size = found.st_size if kind == base.FILE else 0
+    return base.Entry(path, kind, size, found.st_mtime_ns, stat.S_IMODE(found.st_mode))
+
+
+def _walk(fd: int, prefix: str, recursive: bool) -> Iterator[base.Entry]:
+    with os.scandir(fd) as scan:
+        names = sorted(entry.name for entry in scan)
+    for name in names:
+        if paths.is_reserved(name) or not _is_utf8(name):
+            continue
+        try:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # removed since it was listed
+        path = prefix + name
+        yield _entry(path, found)
+        if recursive and stat.S_ISDIR(found.st_mode):
+            try:
+                with folder(fd, [name]) as inner:
+                    yield from _walk(inner, path + "/", recursive)
+            except (FileNotFoundError, PermissionError):
+                continue  # listed, but cannot be looked into
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _umask() -> int:
+    """Return the process's umask without touching it, where the system tells; else by setting it for a moment."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("Umask:"):
+                    return int(line.split()[1], 8)
+    except OSError:
+        pass  # not Linux
+    value = os.umask(0o077)
+    os.umask(value)
+    return value

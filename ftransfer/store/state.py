@@ -1,0 +1,202 @@
+"""The root's `.ftransfer/` folder: journals by name and lock, records of what was committed.
+
+Used by the local store only.
+
+The state of a transfer lives here and in its staged file, not in a process: any process that serves the same root
+goes on from it. A lock (`flock`) on the journal is what makes somebody its only writer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from typing import Any
+
+from ftransfer import paths
+from ftransfer.errors import Busy
+from ftransfer.store.folders import FOLDER_FLAGS, translated, unlink_if_there
+
+FOLDER = paths.RESERVED
+JOURNAL = ".journal"
+RECEIPTS = "receipts"
+_ATTEMPTS = 100
+
+
+class StateFolder:
+    """`.ftransfer/` below a root; made when it is needed, gone when it is empty."""
+
+    def __init__(self, root_fd: int):
+        self._root_fd = root_fd
+
+    def _open(self, *, create: bool) -> int | None:
+        for _ in range(_ATTEMPTS):
+            try:
+                return os.open(FOLDER, FOLDER_FLAGS, dir_fd=self._root_fd)
+            except FileNotFoundError:
+                if not create:
+                    return None
+            try:
+                os.mkdir(FOLDER, 0o700, dir_fd=self._root_fd)
+            except FileExistsError:
+                pass  # somebody else made it; or removed it, empty, before we looked: once more
+        raise Busy("the staging area changes too fast")
+
+    def lock(self, name: str, *, create: bool) -> int | None:
+        """Return a descriptor of the journal, locked by us alone, or None if there is none and it is not to be made.
+
+        Raises Busy if another writer has it. The name is looked at again after locking: it may have been removed
+        between opening and locking.
+        """
+        with translated():
+            for _ in range(_ATTEMPTS):
+                fd = self._open_journal(name, create)
+                if fd is None:
+                    return None
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if self._is(name, fd):
+                        return fd
+                except BlockingIOError:
+                    os.close(fd)
+                    raise Busy("another connection is writing this transfer") from None
+                except BaseException:
+                    os.close(fd)
+                    raise
+                os.close(fd)
+        raise Busy("the staging area changes too fast")
+
+    def _open_journal(self, name: str, create: bool) -> int | None:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        while True:
+            folder = self._open(create=create)
+            if folder is None:
+                return None
+            try:
+                return os.open(name, flags, 0o600, dir_fd=folder)
+            except FileNotFoundError:
+                if not create:
+                    return None
+                # the empty folder was removed between the two calls; make it again
+            finally:
+                os.close(folder)
+
+    def _is(self, name: str, fd: int) -> bool:
+        found = self._stat(name)
+        return found is not None and os.path.samestat(found, os.fstat(fd))
+
+    def _stat(self, name: str) -> os.stat_result | None:
+        folder = self._open(create=False)
+        if folder is None:
+            return None
+        try:
+            return os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        finally:
+            os.close(folder)
+
+    def journals(self) -> list[str]:
+        """Return the names of all journals."""
+        folder = self._open(create=False)
+        if folder is None:
+            return []
+        try:
+            return sorted(name for name in os.listdir(folder) if name.endswith(JOURNAL))
+        finally:
+            os.close(folder)
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes, or None if it is not there."""
+        folder = self._open(create=False)
+        if folder is None:
+            return None
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        except OSError:
+            return None
+        finally:
+            os.close(folder)
+        with open(fd, "rb") as file:
+            return file.read()
+
+    def mtime_ns(self, name: str) -> int:
+        """Return when a file was last written, 0 if it is not there."""
+        found = self._stat(name)
+        return found.st_mtime_ns if found else 0
+
+    def remove(self, name: str) -> None:
+        """Remove a file; it may be gone already."""
+        folder = self._open(create=False)
+        if folder is None:
+            return
+        try:
+            unlink_if_there(name, folder)
+        finally:
+            os.close(folder)
+
+    def tidy(self) -> None:
+        """Remove the folder if nothing is in it."""
+        for name in (f"{FOLDER}/{RECEIPTS}", FOLDER):
+            try:
+                os.rmdir(name, dir_fd=self._root_fd)
+            except OSError:
+                pass  # in use, or gone
+
+    def write_receipt(self, transfer: str, record: dict[str, Any]) -> None:
+        """Remember what a transfer is about to commit; it counts only if the target is then that very file."""
+        folder = self._open(create=True)
+        assert folder is not None
+        try:
+            fd = self._create_receipt(folder, transfer)
+        finally:
+            os.close(folder)
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(record, file)
+
+    @staticmethod
+    def _create_receipt(folder: int, transfer: str) -> int:
+        """Return a descriptor of the empty record; others may make, and remove, the empty folder meanwhile."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        for _ in range(_ATTEMPTS):
+            try:
+                os.mkdir(RECEIPTS, 0o700, dir_fd=folder)
+            except FileExistsError:
+                pass
+            try:
+                receipts = os.open(RECEIPTS, FOLDER_FLAGS, dir_fd=folder)
+            except FileNotFoundError:
+                continue
+            try:
+                return os.open(transfer, flags, 0o600, dir_fd=receipts)
+            except FileNotFoundError:
+                continue
+            finally:
+                os.close(receipts)
+        raise Busy("the staging area changes too fast")
+
+    def read_receipt(self, transfer: str) -> dict[str, Any] | None:
+        """Return what was remembered of a transfer, or None; a torn record is none."""
+        data = self.read(f"{RECEIPTS}/{transfer}")
+        try:
+            return dict(json.loads(data)) if data else None
+        except ValueError:
+            return None
+
+    def sweep_receipts(self, before_ns: int) -> None:
+        """Drop records older than that time."""
+        folder = self._open(create=False)
+        if folder is None:
+            return
+        try:
+            receipts = os.open(RECEIPTS, FOLDER_FLAGS, dir_fd=folder)
+        except FileNotFoundError:
+            return
+        finally:
+            os.close(folder)
+        try:
+            for name in os.listdir(receipts):
+                if os.stat(name, dir_fd=receipts, follow_symlinks=False).st_mtime_ns < before_ns:
+                    unlink_if_there(name, receipts)
+        finally:
+            os.close(receipts)

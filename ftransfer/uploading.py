@@ -1,0 +1,91 @@
+"""One upload, over as many connections as it takes. Used by `client`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+
+from ftransfer import wire
+from ftransfer.channel import Channel
+from ftransfer.digests import Digest
+from ftransfer.errors import FtransferError, from_os
+from ftransfer.link import Link
+from ftransfer.progress import Observer
+from ftransfer.results import FileResult
+from ftransfer.sending import Outgoing, Sender
+from ftransfer.sources import Uploadable, open_source
+
+
+class Upload:
+    """A file on its way to the server.
+
+    Arguments: `what` to send; `path` on the server; `observer` is told where it stands.
+    """
+
+    def __init__(self, link: Link, what: Uploadable, path: str, *, algorithm: str, observer: Observer):
+        self.name = os.fspath(what) if isinstance(what, (str, os.PathLike)) else "-"
+        self.path = path
+        self.algorithm = algorithm
+        self._link = link
+        self._what = what
+        self._observer = observer
+
+    def run(self, *, compare: str, if_exists: str, resume: bool) -> FileResult:
+        """Send it and return what became of it."""
+        started = time.monotonic()
+        with open_source(self._what) as source:
+            out = Outgoing(source, self.path, algorithm=self.algorithm, observer=self._observer)
+            transfer = secrets.token_hex(16)
+            tries = 0
+            most = 0
+
+            def attempt(channel: Channel) -> wire.Receipt:
+                nonlocal tries
+                tries += 1
+                t = self._link.next_t()
+                wait = tries > 1 or (source.size is not None and source.size > wire.MIN_BLOCK)
+                out.bind(t, wait=wait)
+                put = wire.Put(
+                    t=t,
+                    path=self.path,
+                    size=source.size,
+                    fingerprint=source.fingerprint,
+                    mtime_ns=source.mtime_ns,
+                    mode=source.mode,
+                    algorithm=self.algorithm,
+                    transfer=transfer,
+                    compare=compare,
+                    if_exists=if_exists,
+                    resume=resume,
+                    wait=wait,
+                )
+                channel.send(put)
+                largest = self._link.welcome.max_block if self._link.welcome else wire.MAX_BLOCK
+                return Sender(channel, largest_block=largest).run(out)
+
+            def progress() -> int:
+                nonlocal most
+                most = max(most, out.confirmed + out.inherited)
+                return most
+
+            try:
+                receipt = self._link.run(attempt, path=self.path, progress=progress, observer=self._observer)
+            except OSError as exc:
+                raise exc if isinstance(exc, FtransferError) else from_os(exc, self.name) from exc
+        return self._result(out, receipt, time.monotonic() - started)
+
+    def _result(self, out: Outgoing, receipt: wire.Receipt, seconds: float) -> FileResult:
+        sent = receipt.result == "stored"
+        return FileResult(
+            source=self.name,
+            path=receipt.path,
+            result="sent" if sent else receipt.result,
+            bytes=receipt.size or 0,
+            sent_bytes=out.sent_bytes,
+            resumed_from=receipt.inherited,
+            seconds=seconds,
+            tail_seconds=max(0.0, time.monotonic() - out.last_sent) if sent else 0.0,
+            digest=Digest(self.algorithm, receipt.hash) if receipt.hash else None,
+            durable=receipt.durable,
+        )
