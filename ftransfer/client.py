@@ -7,12 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from ftransfer import net, paths, wire
 from ftransfer.channel import Channel
 from ftransfer.digests import DEFAULT, Digest
-from ftransfer.downloading import Download, local_target
 from ftransfer.errors import (
     ConnectionLost,
     FtransferError,
@@ -28,8 +27,10 @@ from ftransfer.progress import Observer, Progress, ignore
 from ftransfer.results import FileResult, Pong, TransferResult, VerifyResult
 from ftransfer.sources import Uploadable, checksum_file
 from ftransfer.store.base import FOLDER, Entry, Partial
-from ftransfer.store.local import LocalStore
 from ftransfer.uploading import Upload
+
+if TYPE_CHECKING:
+    from ftransfer.downloading import Download
 
 Local = str | os.PathLike[str]
 
@@ -154,6 +155,8 @@ class Remote:
         """
         observer = on_progress or ignore
         several = isinstance(source, (list, tuple))
+        from ftransfer.downloading import Download, local_target  # here, because an upload starts quicker without
+
         sources: list[str] = [source] if isinstance(source, str) else list(source)
         started = time.monotonic()
         files = []
@@ -389,6 +392,8 @@ def _finish(result: TransferResult) -> TransferResult:
 
 def local_partials(folder: Local, *, clear: bool = False) -> list[Partial]:
     """Return what downloads into a local folder have left unfinished; with `clear` what was dropped of it."""
+    from ftransfer.store.local import LocalStore
+
     store = LocalStore(folder)
     try:
         return store.partials(clear=clear)

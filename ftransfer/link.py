@@ -197,7 +197,7 @@ class _Retrying:
 
     @property
     def delay(self) -> float:
-        """Seconds to wait before the next try: doubled each time, and spread so that clients come at different times."""
+        """Seconds to wait before the next try: doubled each time, spread so that many clients do not coincide."""
         import random  # here, because a run without failures does not need it
 
         return self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - no secret

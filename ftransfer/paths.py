@@ -13,6 +13,8 @@ MAX_PATH = 4096
 """Longest path, in bytes of UTF-8."""
 MAX_COMPONENT = 255
 """Longest component, in bytes of UTF-8."""
+MAX_DEPTH = 128
+"""Most components: what walks a tree holds a descriptor for each level, and these are few."""
 RESERVED = ".ftransfer"
 """Names that begin so, in any spelling that a file system may take for the same, belong to the store."""
 ROOT = ""
@@ -37,8 +39,8 @@ def is_reserved(component: str) -> bool:
 def _is_ignorable(char: str) -> bool:
     """Tell whether a character is default-ignorable beyond category Cf (Unicode, DerivedCoreProperties)."""
     code = ord(char)
-    return code in (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0) or (
-        0x180B <= code <= 0x180F or 0xFE00 <= code <= 0xFE0F or 0xE0000 <= code <= 0xE0FFF
+    return code in (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2065, 0x3164, 0xFFA0) or (
+        0x180B <= code <= 0x180F or 0xFE00 <= code <= 0xFE0F or 0xFFF0 <= code <= 0xFFF8 or 0xE0000 <= code <= 0xE0FFF
     )
 
 
@@ -62,7 +64,10 @@ def check(path: str, *, root: bool = False) -> str:
         raise BadPath("the path holds a NUL byte", path=path)
     if path[0] == "/":
         raise BadPath("the path is absolute", path=path, hint="paths are relative to the served folder")
-    for component in path.split("/"):
+    components = path.split("/")
+    if len(components) > MAX_DEPTH:
+        raise BadPath(f"the path has more than {MAX_DEPTH} components", path=path[:80] + "...")
+    for component in components:
         _check_component(component, path)
     return path
 

@@ -20,7 +20,7 @@ from ftransfer.errors import AlreadyExists, FtransferError, IntegrityError, Prot
 from ftransfer.progress import Observer, Progress, ignore
 from ftransfer.store.base import Committed, Description, Entry, Grain, Staging, missing
 
-CHUNK = 512 << 10
+CHUNK = 1 << 20
 """Bytes received, hashed and written at a time, so that they stay in the cache between the three."""
 SIGN_OF_LIFE = 2.0
 """Seconds between two signs of life while this end is busy."""

@@ -11,7 +11,7 @@ import time
 from typing import NamedTuple, Self
 
 from ftransfer import net, wire
-from ftransfer.errors import ServerFull
+from ftransfer.errors import ServerFull, UsageError
 from ftransfer.serving import Connection
 from ftransfer.store.local import LocalStore
 
@@ -103,7 +103,9 @@ class Server:
         self.close(grace=0.0)
 
     def start(self) -> None:
-        """Accept connections in a thread of its own."""
+        """Accept connections in a thread of its own. Raises UsageError if it was closed."""
+        if self.closing:
+            raise UsageError("this server was stopped", hint="make another one")
         self._acceptor = threading.Thread(target=self.serve_forever, name="ftransfer-accept", daemon=True)
         self._acceptor.start()
 

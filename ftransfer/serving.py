@@ -7,7 +7,7 @@ store and the server's counters.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import socket
 import time
 from collections import deque
@@ -45,7 +45,7 @@ class Connection:
     def __init__(self, server: Server, sock: socket.socket):
         self._server = server
         self.peer = net.describe_peer(sock)
-        self.id = secrets.token_hex(16)
+        self.id = os.urandom(16).hex()
         self.channel = Channel(sock, role=SERVER, timeout=server.timeout, check=self._check)
         self._incoming: dict[int, Incoming] = {}
         self._described: dict[int, tuple[wire.Put, float]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time
 
 from ftransfer import wire
@@ -36,7 +35,7 @@ class Upload:
         started = time.monotonic()
         with open_source(self._what) as source:
             out = Outgoing(source, self.path, algorithm=self.algorithm, observer=self._observer)
-            transfer = secrets.token_hex(16)
+            transfer = os.urandom(16).hex()
             tries = 0
             most = 0
 

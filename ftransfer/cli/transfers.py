@@ -11,7 +11,6 @@ from ftransfer.cli.output import Output
 from ftransfer.cli.remotes import remote_for, remote_path, require_url
 from ftransfer.client import Remote
 from ftransfer.digests import Digest
-from ftransfer.downloading import local_target
 from ftransfer.errors import PartialFailure, UsageError
 from ftransfer.paths import printable
 from ftransfer.results import TransferResult, VerifyResult
@@ -105,6 +104,8 @@ def verify(options: argparse.Namespace, output: Output) -> int:
             target = remote_path(address) + ("/" if len(sources) > 1 else "")
             results = [_verify(remote, source, target, options, output) for source in sources]
     else:
+        from ftransfer.downloading import local_target
+
         addresses = [require_url(source, "one side of a comparison") for source in sources]
         _one_server(addresses)
         with remote_for(options, addresses[0]) as remote:

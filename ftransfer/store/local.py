@@ -8,7 +8,6 @@ the folder that it downloads into.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -118,6 +117,8 @@ class LocalStore(base.Store):
             else:
                 self.synced.clear()  # the numbers of removed folders are used again
                 if recursive:
+                    import shutil  # here, because start-up counts and hardly anybody removes a tree
+
                     shutil.rmtree(name, dir_fd=fd)
                 else:
                     os.rmdir(name, dir_fd=fd)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from ftransfer import paths
 from ftransfer.errors import AlreadyExists, DiskError, NotAFile, from_os
 from ftransfer.store import base, journal, sync
 from ftransfer.store.folders import Chain, links_refused, open_folder, split, translated, unlink_if_there
-from ftransfer.store.state import JOURNAL
+from ftransfer.store.state import JOURNAL, RECEIPTS
 
 if TYPE_CHECKING:
     from ftransfer.store.local import LocalStore
@@ -56,6 +55,7 @@ class LocalStaging(base.Staging):
                 self._take_up(resume)
             except BaseException:
                 self._close()
+                store.state.tidy()
                 raise
 
     # Claiming.
@@ -76,7 +76,7 @@ class LocalStaging(base.Staging):
         """Return the journal's name: the same for the same content meant for the same path."""
         d = self._description
         # Without resuming only this very attempt may go on, when it comes back on another connection.
-        identity = (d.fingerprint if resume else None) or d.transfer or secrets.token_hex(8)
+        identity = (d.fingerprint if resume else None) or d.transfer or os.urandom(8).hex()
         content = xxh3_64_intdigest(f"{d.size} {identity}".encode())
         return f"{xxh3_128_hexdigest(d.path.encode())}-{content:016x}{JOURNAL}"
 
@@ -105,6 +105,10 @@ class LocalStaging(base.Staging):
         """Open the staged file of an earlier claim; tell whether it is still ours to use."""
         try:
             self._fd = os.open(self._head.staged, _STAGED_FLAGS, dir_fd=self._folder)
+        except PermissionError:
+            # A commit was cut after it had set the mode of a file that its owner may not write.
+            unlink_if_there(self._head.staged, self._folder)
+            return False
         except OSError:
             return False
         found = os.fstat(self._fd)
@@ -119,15 +123,20 @@ class LocalStaging(base.Staging):
     def _start_over(self) -> None:
         """Write a new description, then make the staged file, so that there is none that a sweep cannot find."""
         d = self._description
-        staged = f"{paths.RESERVED}-{secrets.token_hex(8)}"
-        self._head = journal.Head(d.path, staged, d.size, d.fingerprint, secrets.randbits(63))
+        staged = f"{paths.RESERVED}-{os.urandom(8).hex()}"
+        self._head = journal.Head(d.path, staged, d.size, d.fingerprint, int.from_bytes(os.urandom(8)) >> 1)
         head = journal.encode_head(self._head)
-        os.ftruncate(self._journal, 0)
-        os.pwrite(self._journal, head, 0)
-        self._journal_end = len(head)
-        if self._store.capabilities.durable and (d.size or 0) >= SYNCED_HEAD:
-            sync.sync_file(self._journal)
-        self._fd = os.open(staged, _STAGED_FLAGS | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._folder)
+        try:
+            os.ftruncate(self._journal, 0)
+            if os.pwrite(self._journal, head, 0) != len(head):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._journal_end = len(head)
+            if self._store.capabilities.durable and (d.size or 0) >= SYNCED_HEAD:
+                sync.sync_file(self._journal)
+            self._fd = os.open(staged, _STAGED_FLAGS | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._folder)
+        except OSError:
+            self._store.state.remove(self._key_name)
+            raise
         self.grains = {}
         self.inherited = 0
 
@@ -214,8 +223,16 @@ class LocalStaging(base.Staging):
     def commit(self, size: int, hex_digits: str) -> base.Committed:
         durable = self._store.capabilities.durable
         with translated(self._description.path):
-            self._finish_file(size, durable)
-            name = self._publish(size, hex_digits)
+            try:
+                self._finish_file(size, durable)
+                name = self._publish(size, hex_digits)
+            except OSError as exc:
+                if self._description.transfer:
+                    self._store.state.remove(f"{RECEIPTS}/{self._description.transfer}")
+                if exc.errno in _FULL:
+                    self.discard()
+                self._store.state.tidy()
+                raise
             if durable:
                 sync.sync_folder(self._folder)
                 self._chain.sync()
