@@ -264,7 +264,8 @@ def from_os(exc: OSError, path: str | None = None) -> FtransferError:
     if number == errno.EEXIST:
         return AlreadyExists("it exists already", path=path)
     if number in _NOT_A_FILE:
-        return NotAFile(_NOT_A_FILE[number], path=path)
+        hint = "rm -r removes it with all that is in it" if number == errno.ENOTEMPTY else None
+        return NotAFile(_NOT_A_FILE[number], path=path, hint=hint)
     if number in (errno.EACCES, errno.EPERM):
         return Refused(text, path=path, hint="check the rights of the file and of its folder")
     if number == errno.ENAMETOOLONG:

@@ -22,7 +22,7 @@ KEEPALIVE_INTERVAL = 10
 KEEPALIVE_COUNT = 6
 MAX_UNIX_PATH = 100
 """Longest path of a Unix socket, in bytes, that every system takes."""
-_SAFE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@/")
+_SAFE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@/"
 SCHEMES = ("ft", "ft+plain", "ft+unix")
 
 
@@ -43,7 +43,7 @@ class Address(NamedTuple):
     def endpoint(self) -> str:
         """The address without its path, as it can be typed."""
         if self.scheme == "ft+unix":
-            return f"ft+unix://{quote(self.host, safe=b'')}"
+            return f"ft+unix://{quote(self.host, _SAFE.replace('/', ''))}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
@@ -55,10 +55,13 @@ class Address(NamedTuple):
         return self._replace(path=path, is_folder=False)
 
 
-def quote(text: str, safe: bytes | frozenset[int] = _SAFE) -> str:
-    """Percent-encode what may not stand in an address."""
-    keep = _SAFE - {0x2F} if safe == b"" else safe
-    return "".join(chr(b) if b in keep else f"%{b:02X}" for b in text.encode("utf-8", "surrogateescape"))
+def quote(text: str, safe: str = _SAFE) -> str:
+    """Percent-encode what may not stand in an address; letters of all scripts may, so that people can read it."""
+    return "".join(c if c in safe or (not c.isascii() and c.isprintable()) else _percent(c) for c in text)
+
+
+def _percent(char: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
 
 
 def is_url(text: str) -> bool:

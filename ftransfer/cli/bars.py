@@ -34,6 +34,7 @@ class Bars:
         self._started = time.monotonic()
         self._bar: Any = None
         self._shown: tuple[str, str] = ("", "")
+        self._noted = ""
 
     def __call__(self, event: Progress) -> None:
         """Take what happened and show it."""
@@ -83,9 +84,11 @@ class Bars:
         )
 
     def _retrying(self, event: Progress) -> None:
-        if self._is_terminal or self._verbose:
+        note = printable(event.note)
+        if note != self._noted and (self._is_terminal or self._verbose):
             self.end()
-            print(f"{printable(event.path)}: {printable(event.note)}" if event.path else event.note, file=sys.stderr)
+            self._noted = note
+            print(f"{shorten(event.path.rpartition('/')[2])}: {note}" if event.path else note, file=sys.stderr)
 
 
 def shorten(name: str) -> str:

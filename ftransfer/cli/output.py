@@ -98,7 +98,7 @@ class Output:
 
     # To scripts.
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def event(self, kind: str, /, **fields: Any) -> None:
         """Write one JSON object on a line of its own."""
         if self.as_json:
             print(json.dumps({"v": VERSION, "event": kind, **fields}), file=self._events, flush=True)

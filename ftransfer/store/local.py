@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from ftransfer import paths
-from ftransfer.errors import AlreadyExists, Busy, NotAFile
+from ftransfer.errors import AlreadyExists, Busy, NotAFile, NotFound
 from ftransfer.store import base, journal, sync
 from ftransfer.store.folders import (
     Chain,
@@ -105,9 +105,12 @@ class LocalStore(base.Store):
                     if self.capabilities.durable:
                         chain.sync()
                 return
-            with folder(self.fd, parts) as fd:
-                os.mkdir(name, 0o777, dir_fd=fd)
-                self._sync_all([os.dup(fd)])
+            try:
+                with folder(self.fd, parts) as fd:
+                    os.mkdir(name, 0o777, dir_fd=fd)
+                    self._sync_all([os.dup(fd)])
+            except FileNotFoundError as exc:
+                raise NotFound("the folder above it does not exist", path=path, hint="mkdir -p makes it too") from exc
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
         parts, name = split(path)
