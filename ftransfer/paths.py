@@ -88,6 +88,11 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
+def readable(text: str) -> str:
+    """Return a sentence escaped as `printable` does, except for the backslash: names in it are escaped already."""
+    return printable(text).replace("\\\\", "\\")
+
+
 _SPECIAL = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 

@@ -12,8 +12,8 @@ class FileResult(NamedTuple):
     """The outcome for one file.
 
     `result` is sent, same, skipped or failed; `path` where it is now; `bytes` its size; `sent_bytes` what went over the
-    line; `resumed_from` how many bytes were there before; `seconds` in all; `tail_seconds` from the last byte sent to
-    the receipt; `durable`, whether it would survive a power cut now; `error` what failed.
+    line; `resumed_from` how many bytes were there before the call; `seconds` in all; `tail_seconds` from the last
+    byte sent to the receipt; `durable`, whether it would survive a power cut now; `error` what failed.
     """
 
     source: str

@@ -15,6 +15,7 @@ from ftransfer import digests, wire
 from ftransfer.channel import Channel
 from ftransfer.errors import (
     ConnectionLost,
+    DiskError,
     FtransferError,
     OutOfTurn,
     ProtocolError,
@@ -73,6 +74,8 @@ class Outgoing:
         self.last_sent = time.monotonic()
         self.size = source.size
         self.bind(0, wait=False)
+        self.held_before: int | None = None
+        """Bytes that the receiver had before the first connection of this call; None until it has said so."""
 
     def bind(self, t: int, *, wait: bool) -> None:
         """Begin on a new connection, under number `t`; with `wait` not before the receiver's `want`."""
@@ -80,6 +83,8 @@ class Outgoing:
         self.held = wait
         self.ended = False
         self.inherited = 0
+        if not wait:
+            self.held_before = 0
         self.todo: deque[tuple[int, int | None]] = deque() if wait or self.size == 0 else deque([(0, self.size)])
         self.in_flight: dict[int, int] = {}
         self.confirmed = 0
@@ -113,6 +118,8 @@ class Outgoing:
             self.digest.restart()
         if self.size is not None:
             self.inherited = self.size - self.confirmed - sum(length or 0 for _, length in self.todo)
+            if self.held_before is None:
+                self.held_before = self.inherited
         self.tell("sending")
 
     def _checked(self, offset: int, length: int | None) -> tuple[int, int | None]:
@@ -197,12 +204,8 @@ class Sender:
                 return receipt
             try:
                 self._step(out)
-            except SourceChanged as exc:
+            except (SourceChanged, DiskError) as exc:
                 self.fail(out, exc)
-                raise
-            except FtransferError as exc:
-                if exc.exit_status == SOURCE_FAULT:
-                    self.fail(out, exc)
                 raise
 
     def fail(self, out: Outgoing, exc: FtransferError) -> None:
@@ -212,7 +215,7 @@ class Sender:
 
     def _step(self, out: Outgoing) -> None:
         if out.may_send:
-            if out.source.ready(SIGN_OF_LIFE):
+            if out.source.ready(out.todo[0][0], SIGN_OF_LIFE):
                 self._send_piece(out)
             else:
                 self._channel.send(wire.Working(t=out.t, phase="waiting", done=out.confirmed))
@@ -283,7 +286,7 @@ class Sender:
             if not count:
                 self._met_end(out, offset + got)
                 break
-            if out.size is None and not out.source.ready(0):
+            if out.size is None and not out.source.ready(offset + got, 0):
                 out.give_back(offset + got, length - got)
                 break
         return self._buffer[:got], block.hexdigest()
@@ -335,7 +338,3 @@ class Sender:
             return True
         self._channel.send(wire.Working(t=out.t, phase="verifying", done=out.digest.position, total=size))
         return False
-
-
-SOURCE_FAULT = 8
-"""Exit status of errors that the local disk raises; told to the receiver."""

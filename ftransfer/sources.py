@@ -44,7 +44,7 @@ def _open_path(path: str) -> Source:
         raise from_os(exc, path) from exc
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
-        return FileSource(fd)
+        return FileSource(fd, path)
     if stat.S_ISDIR(mode):
         os.close(fd)
         raise NotAFile("it is a folder", path=path, hint="name the files in it; this version transfers single files")
@@ -137,7 +137,9 @@ class StreamSource(Source):
             except queue.Full:
                 continue
 
-    def ready(self, seconds: float) -> bool:
+    def ready(self, offset: int, seconds: float) -> bool:
+        if offset < self._read_to:
+            return True
         if self._next is None:
             try:
                 self._next = self._queue.get(block=seconds > 0, timeout=seconds or None)
@@ -148,7 +150,7 @@ class StreamSource(Source):
     def read_into(self, offset: int, view: memoryview) -> int:
         if offset < self._read_to:
             return self._read_kept(offset, view)
-        while not self.ready(1.0):
+        while not self.ready(offset, 1.0):
             pass
         item = self._next
         if not isinstance(item, bytes):
@@ -200,18 +202,10 @@ def checksum_file(
     buffer = memoryview(bytearray(512 << 10))
     done = 0
     with opened as source:
-        while count := _read(source, done, buffer, name):
+        while count := source.read_into(done, buffer):
+            source.release(done, count)
             hasher.update(buffer[:count])
             done += count
             (observer or ignore)(Progress("hashing", name, done, source.size))
         source.check()
     return digests.Digest(algorithm, hasher.hexdigest())
-
-
-def _read(source: Source, offset: int, buffer: memoryview, name: str) -> int:
-    try:
-        count = source.read_into(offset, buffer)
-        source.release(offset, count)
-        return count
-    except OSError as exc:
-        raise from_os(exc, name) from exc

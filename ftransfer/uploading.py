@@ -8,7 +8,6 @@ import time
 from ftransfer import wire
 from ftransfer.channel import Channel
 from ftransfer.digests import Digest
-from ftransfer.errors import FtransferError, from_os
 from ftransfer.link import Link
 from ftransfer.progress import Observer
 from ftransfer.results import FileResult
@@ -68,10 +67,7 @@ class Upload:
                 most = max(most, out.confirmed + out.inherited)
                 return most
 
-            try:
-                receipt = self._link.run(attempt, path=self.path, progress=progress, observer=self._observer)
-            except OSError as exc:
-                raise exc if isinstance(exc, FtransferError) else from_os(exc, self.name) from exc
+            receipt = self._link.run(attempt, path=self.path, progress=progress, observer=self._observer)
         return self._result(out, receipt, time.monotonic() - started)
 
     def _result(self, out: Outgoing, receipt: wire.Receipt, seconds: float) -> FileResult:
@@ -82,7 +78,7 @@ class Upload:
             result="sent" if sent else receipt.result,
             bytes=receipt.size or 0,
             sent_bytes=out.sent_bytes,
-            resumed_from=receipt.inherited,
+            resumed_from=min(receipt.inherited, out.held_before or 0),
             seconds=seconds,
             tail_seconds=max(0.0, time.monotonic() - out.last_sent) if sent else 0.0,
             digest=Digest(self.algorithm, receipt.hash) if receipt.hash else None,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ftransfer import __version__
-from ftransfer.cli.units import parse_duration, parse_rate
+from ftransfer.cli.units import parse_duration, parse_patience, parse_rate
 from ftransfer.errors import UsageError
 
 COMPARE = ("quick", "hash", "none")
@@ -76,7 +76,9 @@ class _Builder:
         made = self.add(name, run, text, aliases=aliases)
         made.add_argument("--json", action="store_true", help="write events, one JSON object a line")
         duration = _type(parse_duration)
-        made.add_argument("--timeout", type=duration, default=60.0, metavar="T", help="longest silence (60s)")
+        made.add_argument(
+            "--timeout", type=_type(parse_patience), default=60.0, metavar="T", help="longest silence (60s)"
+        )
         made.add_argument(
             "--retry-for", type=duration, metavar="T", help="give up after T without progress (10m once connected)"
         )
@@ -156,7 +158,7 @@ def build() -> argparse.ArgumentParser:
     made.add_argument("--read-only", action="store_true", help="let nobody change anything")
     made.add_argument("--no-sync", action="store_true", help="do not wait for the disk before a receipt")
     made.add_argument("--insecure", action="store_true", help="allow addresses that other machines reach, in the clear")
-    made.add_argument("--timeout", type=_type(parse_duration), default=60.0, metavar="T", help="longest silence (60s)")
+    made.add_argument("--timeout", type=_type(parse_patience), default=60.0, metavar="T", help="longest silence (60s)")
 
     made = b.add("demo", _run("demo", "demo"), "Show it all on this machine: upload, cut, resume, download, verify")
     made.add_argument("folder", nargs="?", metavar="FOLDER", help="files to take (sample_files)")

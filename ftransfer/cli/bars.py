@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from ftransfer.paths import printable
+from ftransfer.paths import printable, readable
 from ftransfer.progress import Progress
 
 FIRST_SHOWN = 0.25
@@ -84,7 +84,7 @@ class Bars:
         )
 
     def _retrying(self, event: Progress) -> None:
-        note = printable(event.note)
+        note = readable(event.note)
         if note != self._noted and (self._is_terminal or self._verbose):
             self.end()
             self._noted = note

@@ -12,7 +12,7 @@ from typing import IO, Any, Self
 
 from ftransfer.cli.units import show_duration, show_rate, show_size
 from ftransfer.errors import FtransferError, PartialFailure
-from ftransfer.paths import printable
+from ftransfer.paths import printable, readable
 from ftransfer.progress import Observer
 from ftransfer.results import FileResult, TransferResult
 
@@ -134,9 +134,9 @@ def error_lines(exc: FtransferError) -> list[str]:
     """Return an error as people read it: what, about what, who said so, and what to do."""
     about = f"{printable(exc.path)}: " if exc.path else ""
     who = "the server says: " if exc.remote else ""
-    lines = [f"error: {who}{about}{printable(str(exc))}"]
+    lines = [f"error: {who}{about}{readable(str(exc))}"]
     if exc.hint:
-        lines.append(f"hint: {printable(exc.hint)}")
+        lines.append(f"hint: {readable(exc.hint)}")
     return lines
 
 

@@ -37,6 +37,14 @@ def parse_duration(text: str) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
+def parse_patience(text: str) -> float:
+    """Return seconds, more than none. Raises UsageError."""
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise UsageError("no time at all is not a timeout", hint="write 30s, 5m")
+    return seconds
+
+
 def show_size(count: float) -> str:
     """Return bytes as `512 B`, `1.4 MiB`, `2.0 TiB`."""
     if count < 1024:

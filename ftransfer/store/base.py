@@ -8,12 +8,13 @@ everything that fails.
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Self
 
-from ftransfer.errors import SourceChanged
+from ftransfer.errors import SourceChanged, from_os
 
 FILE, FOLDER, LINK, OTHER = "file", "folder", "link", "other"
 
@@ -98,8 +99,8 @@ class Source(ABC):
         """Return (is data, length) of the run at `offset`: data, or zeros that need not be sent; at most `limit`."""
         return True, limit
 
-    def ready(self, seconds: float) -> bool:  # noqa: ARG002 - most sources are
-        """Wait for bytes to be there to read, or the end; tell whether they are."""
+    def ready(self, offset: int, seconds: float) -> bool:  # noqa: ARG002 - most sources are
+        """Wait for bytes to be there to read at this offset, or the end; tell whether they are."""
         return True
 
     def release(self, offset: int, length: int) -> None:  # noqa: B027 - most sources keep nothing
@@ -120,10 +121,11 @@ class Source(ABC):
 
 
 class FileSource(Source):
-    """A regular file behind a descriptor, which it owns."""
+    """A regular file behind a descriptor, which it owns; `path` is its name in errors."""
 
-    def __init__(self, fd: int):
+    def __init__(self, fd: int, path: str):
         self._fd = fd
+        self._path = path
         found = os.fstat(fd)
         self.size: int = found.st_size
         self.mtime_ns: int = found.st_mtime_ns
@@ -132,12 +134,12 @@ class FileSource(Source):
         self._sparse = found.st_blocks * 512 < found.st_size
 
     def read_into(self, offset: int, view: memoryview) -> int:
-        got = os.preadv(self._fd, [view], offset)
-        while 0 < got < len(view):
-            more = os.preadv(self._fd, [view[got:]], offset + got)
-            if not more:
-                break
-            got += more
+        got = 0
+        try:
+            while got < len(view) and (count := os.preadv(self._fd, [view[got:]], offset + got)):
+                got += count
+        except OSError as exc:
+            raise from_os(exc, self._path) from exc
         return got
 
     def extent(self, offset: int, limit: int) -> tuple[bool, int]:
@@ -145,8 +147,9 @@ class FileSource(Source):
             return True, limit
         try:
             data = os.lseek(self._fd, offset, os.SEEK_DATA)
-        except OSError:
-            return False, limit
+        except OSError as exc:
+            # ENXIO: nothing but a hole up to the end. Anything else: this file system cannot tell, so all is data.
+            return exc.errno != errno.ENXIO, limit
         if data > offset:
             return False, min(limit, data - offset)
         return True, min(limit, os.lseek(self._fd, offset, os.SEEK_HOLE) - offset)
@@ -154,9 +157,11 @@ class FileSource(Source):
     def check(self) -> None:
         found = os.fstat(self._fd)
         if found.st_size != self.size:
-            raise SourceChanged(f"its size changed from {self.size} to {found.st_size} bytes while it was read")
+            raise SourceChanged(
+                f"its size changed from {self.size} to {found.st_size} bytes while it was read", path=self._path
+            )
         if found.st_mtime_ns != self.mtime_ns:
-            raise SourceChanged("it was written to while it was read")
+            raise SourceChanged("it was written to while it was read", path=self._path)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -94,7 +94,7 @@ class LocalStore(base.Store):
             if not stat.S_ISREG(mode):
                 os.close(opened)
                 raise NotAFile("it is a folder" if stat.S_ISDIR(mode) else "it is a special file", path=path)
-            return base.FileSource(opened)
+            return base.FileSource(opened, path)
 
     def mkdir(self, path: str, *, parents: bool = False) -> None:
         parts, name = split(path)

@@ -1,0 +1,307 @@
+"""A store in memory: the second implementation of the interface, for tests and for what never needs a disk.
+
+Keeps nothing beyond the process. Passes the same suite as the local store (tests/test_store_contract.py), which shows
+that the loops need no more than `base` says. Its methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from threading import RLock
+
+from ftransfer import paths
+from ftransfer.errors import AlreadyExists, Busy, DiskError, NotAFile, NotFound
+from ftransfer.store import base
+from ftransfer.store.folders import split
+from ftransfer.store.local import KEEP_PARTIALS, KEEP_RECEIPTS
+from ftransfer.store.staging import copies
+
+FILE_MODE = 0o644
+FOLDER_MODE = 0o755
+Key = tuple[str, int | None, str]
+"""Path, size and identity of the content: what decides which staged data a claim goes on with."""
+
+
+class _Node:
+    """A file with its bytes, or a folder, which has none."""
+
+    def __init__(self, data: bytes | None, mtime_ns: int, mode: int):
+        self.data = data
+        self.mtime_ns = mtime_ns
+        self.mode = mode
+
+    def entry(self, path: str) -> base.Entry:
+        kind = base.FOLDER if self.data is None else base.FILE
+        return base.Entry(path, kind, len(self.data or b""), self.mtime_ns, self.mode)
+
+
+class _Staged:
+    """What a transfer has left behind, or is writing now."""
+
+    def __init__(self, fingerprint: str | None):
+        self.fingerprint = fingerprint
+        self.data = bytearray()
+        self.grains: dict[int, base.Grain] = {}
+        self.mtime_ns = time.time_ns()
+        self.busy = False
+
+
+class MemorySource(base.Source):
+    """A file as it was when it was opened."""
+
+    def __init__(self, data: bytes, mtime_ns: int, mode: int):
+        self._data = memoryview(data)
+        self.size: int = len(data)
+        self.mtime_ns: int = mtime_ns
+        self.mode: int = mode
+        self.fingerprint: str = base.fingerprint(self.size, mtime_ns)
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        piece = self._data[offset : offset + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        self._data.release()
+
+
+class MemoryStaging(base.Staging):
+    """The bytes of one transfer; what was accepted lives in the store's `_Staged`, for the next claim."""
+
+    def __init__(self, store: MemoryStore, description: base.Description, key: Key, staged: _Staged):
+        self._store = store
+        self._description = description
+        self._key = key
+        self._staged: _Staged | None = staged
+        self._offset = self._length = self._at = 0
+        self.grains = dict(staged.grains)
+        self.inherited = sum(grain.length for grain in self.grains.values())
+
+    @property
+    def _ours(self) -> _Staged:
+        if self._staged is None:
+            raise DiskError("the staged data was dropped", path=self._description.path)
+        return self._staged
+
+    def begin(self, offset: int, length: int) -> None:
+        self._offset, self._length, self._at = offset, length, offset
+
+    def write(self, data: memoryview) -> None:
+        held = self._ours.data
+        end = self._at + len(data)
+        if end > self._store.room:
+            self.discard()
+            raise DiskError("no space left in memory", path=self._description.path)
+        held.extend(bytes(max(0, end - len(held))))
+        held[self._at : end] = data
+        self._at = end
+
+    def zero(self) -> None:
+        self.write(memoryview(bytes(self._length)))
+
+    def accept(self, hex_digits: str) -> None:
+        grain = base.Grain(self._offset, self._length, hex_digits)
+        self.grains[grain.offset] = self._ours.grains[grain.offset] = grain
+        self._ours.mtime_ns = time.time_ns()
+
+    def reject(self) -> None:
+        self._length = 0
+
+    def read(self, offset: int, view: memoryview) -> int:
+        piece = self._ours.data[offset : offset + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def forget(self, offset: int) -> None:
+        grain = self.grains.pop(offset)
+        self._ours.grains.pop(offset, None)
+        self.inherited -= min(grain.length, self.inherited)
+
+    def check_space(self) -> None:
+        if (self._description.size or 0) > self._store.room:
+            self.discard()
+            raise DiskError("no space left in memory", path=self._description.path)
+
+    def commit(self, size: int, hex_digits: str) -> base.Committed:
+        staged = self._ours
+        with self._store.lock:
+            name = self._store.publish(self._description, bytes(staged.data[:size].ljust(size, b"\0")), hex_digits)
+            self.discard()
+            self._store.partials(self._description.path, clear=True)
+        return base.Committed(name, size, hex_digits, False)
+
+    def release(self) -> None:
+        if self._staged is not None:
+            self._staged.busy = False
+            self._staged = None
+
+    def discard(self) -> None:
+        with self._store.lock:
+            if self._staged is not None:
+                self._store.staged.pop(self._key, None)
+                self._staged = None
+
+
+class MemoryStore(base.Store):
+    """Files and folders in a dictionary.
+
+    Arguments: `room`, bytes that one file may have.
+    """
+
+    def __init__(self, *, room: int = 1 << 30):
+        self.capabilities = base.Capabilities(resumes=True, durable=False, keeps_modes=True, keeps_holes=False)
+        self.room = room
+        self.lock = RLock()
+        self.staged: dict[Key, _Staged] = {}
+        self._nodes: dict[str, _Node] = {paths.ROOT: _Node(None, time.time_ns(), FOLDER_MODE)}
+        self._receipts: dict[str, tuple[str, base.Committed, _Node, int]] = {}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def stat(self, path: str) -> base.Entry:
+        return self._node(path).entry(path)
+
+    def _node(self, path: str) -> _Node:
+        self._check_above(path)
+        if path not in self._nodes:
+            raise NotFound("no such file or folder", path=path)
+        return self._nodes[path]
+
+    def _check_above(self, path: str) -> None:
+        """Raise NotAFile if a part of the path is a file, NotFound if it is not there."""
+        parts, _ = split(path)
+        for count in range(1, len(parts) + 1):
+            node = self._nodes.get("/".join(parts[:count]))
+            if node is None:
+                raise NotFound("no such file or folder", path=path)
+            if node.data is not None:
+                raise NotAFile("a part of the path is not a folder, or is a symbolic link", path=path)
+
+    def _inside(self, path: str) -> list[str]:
+        """Return the paths below a folder, each folder's names sorted and followed by what is in them."""
+        prefix = path + "/" if path else ""
+        return sorted((p for p in self._nodes if p and p.startswith(prefix)), key=lambda p: p.split("/"))
+
+    def entries(self, path: str, *, recursive: bool = False) -> Iterator[base.Entry]:
+        with self.lock:
+            if self._node(path).data is not None:
+                raise NotAFile("it is not a folder", path=path)
+            start = len(path) + 1 if path else 0
+            inside = [self._nodes[p].entry(p[start:]) for p in self._inside(path)]
+        yield from (entry for entry in inside if recursive or "/" not in entry.path)
+
+    def open(self, path: str) -> base.Source:
+        node = self._node(path)
+        if node.data is None:
+            raise NotAFile("it is a folder", path=path)
+        return MemorySource(node.data, node.mtime_ns, node.mode)
+
+    def mkdir(self, path: str, *, parents: bool = False) -> None:
+        with self.lock:
+            if parents:
+                self._make_folders(path.split("/"), path)
+                return
+            self._check_above(path)
+            if path in self._nodes:
+                raise AlreadyExists("it exists already", path=path)
+            self._nodes[path] = _Node(None, time.time_ns(), FOLDER_MODE)
+
+    def _make_folders(self, parts: list[str], path: str) -> None:
+        for count in range(1, len(parts) + 1):
+            node = self._nodes.setdefault("/".join(parts[:count]), _Node(None, time.time_ns(), FOLDER_MODE))
+            if node.data is not None:
+                raise NotAFile("a part of the path is not a folder, or is a symbolic link", path=path)
+
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        with self.lock:
+            self._node(path)
+            inside = self._inside(path)
+            if inside and not recursive:
+                raise NotAFile("the folder is not empty", path=path)
+            for one in (path, *inside):
+                del self._nodes[one]
+
+    def move(self, path: str, target: str) -> None:
+        with self.lock:
+            self._node(path)
+            self._check_above(target)
+            if target in self._nodes:
+                raise AlreadyExists("it exists already", path=target)
+            for one in (path, *self._inside(path)):
+                self._nodes[target + one[len(path) :]] = self._nodes.pop(one)
+
+    def committed(self, description: base.Description) -> base.Committed | None:
+        asked, done, node, _ = self._receipts.get(description.transfer or "", ("", None, None, 0))
+        if done is None or asked != description.path or self._nodes.get(done.path) is not node:
+            return None
+        return done
+
+    def claim(self, description: base.Description, *, resume: bool = True) -> base.Staging:
+        d = description
+        identity = (d.fingerprint if resume else None) or d.transfer or os.urandom(8).hex()
+        key = (d.path, d.size, identity)
+        with self.lock:
+            self._make_folders(split(d.path)[0], d.path)
+            self._check_target(d.path)
+            staged = self.staged.setdefault(key, _Staged(d.fingerprint))
+            if staged.busy:
+                raise Busy("another connection is writing this transfer")
+            staged.busy = True
+        return MemoryStaging(self, d, key, staged)
+
+    def _check_target(self, path: str) -> _Node | None:
+        node = self._nodes.get(path)
+        if node is not None and node.data is None:
+            raise NotAFile("a folder has this name", path=path)
+        return node
+
+    def publish(self, d: base.Description, data: bytes, hex_digits: str) -> str:
+        """Give bytes their final name by the policy of their description; return it. Called under the lock."""
+        found = self._check_target(d.path)
+        parts, name = split(d.path)
+        is_newer = found is None or d.mtime_ns is None or d.mtime_ns > found.mtime_ns
+        if not (d.if_exists == "replace" or (d.if_exists == "newer" and is_newer)):
+            names = copies(name) if d.if_exists == "rename" else [name]
+            free = next((n for n in names if "/".join([*parts, n]) not in self._nodes), None)
+            if free is None:
+                self.staged = {
+                    key: staged for key, staged in self.staged.items() if key[0] != d.path or not staged.busy
+                }
+                raise AlreadyExists("the name was taken in the meantime", path=d.path)
+            name = free
+        path = "/".join([*parts, name])
+        self._make_folders(parts, d.path)
+        now = time.time_ns()
+        mode = FILE_MODE if d.mode is None else d.mode & 0o777
+        node = self._nodes[path] = _Node(data, now if d.mtime_ns is None else d.mtime_ns, mode)
+        if d.transfer:
+            self._receipts[d.transfer] = (d.path, base.Committed(path, len(data), hex_digits, False), node, now)
+        return path
+
+    def partials(self, path: str = "", *, clear: bool = False) -> list[base.Partial]:
+        found = []
+        with self.lock:
+            for key, staged in list(self.staged.items()):
+                if path and key[0] != path and not key[0].startswith(path + "/"):
+                    continue
+                if clear:
+                    if staged.busy:
+                        continue
+                    del self.staged[key]
+                held = sum(grain.length for grain in staged.grains.values())
+                found.append(base.Partial(key[0], key[1], held, staged.mtime_ns, staged.fingerprint))
+        return sorted(found, key=lambda partial: (partial.path, partial.mtime_ns))
+
+    def sweep(self) -> int:
+        now = time.time_ns()
+        with self.lock:
+            for transfer in [t for t, r in self._receipts.items() if now - r[3] > KEEP_RECEIPTS * 10**9]:
+                del self._receipts[transfer]
+            limit = KEEP_PARTIALS * 10**9
+            old = [k for k, staged in self.staged.items() if not staged.busy and now - staged.mtime_ns > limit]
+            for key in old:
+                del self.staged[key]
+        return len(old)
