@@ -13,6 +13,7 @@ from ftransfer import net, paths, wire
 from ftransfer.channel import Channel
 from ftransfer.digests import DEFAULT, Digest
 from ftransfer.errors import (
+    AlreadyExists,
     ConnectionLost,
     FtransferError,
     NotFound,
@@ -280,22 +281,33 @@ class Remote:
 
     def mkdir(self, path: str, *, parents: bool = False) -> None:
         """Make a folder; with `parents` also those above it, and it may exist. Raises AlreadyExists, NotFound."""
-        self._change(lambda t: wire.Mkdir(t=t, path=self._path(path), parents=parents))
+        where = self._path(path)
+        self._change(lambda t: wire.Mkdir(t=t, path=where, parents=parents), done_if=AlreadyExists)
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
         """Remove a file or an empty folder; with `recursive` a folder and all below it. Raises NotFound, NotAFile."""
-        self._change(lambda t: wire.Remove(t=t, path=self._path(path), recursive=recursive))
+        where = self._path(path)
+        self._change(lambda t: wire.Remove(t=t, path=where, recursive=recursive), done_if=NotFound)
 
     def move(self, path: str, target: str) -> None:
         """Give a file or folder another name. Raises AlreadyExists if that is taken."""
         self._change(lambda t: wire.Move(t=t, path=self._path(path), target=self._path(target)))
 
-    def _change(self, make: Callable[[int], wire.Message]) -> None:
+    def _change(self, make: Callable[[int], wire.Message], *, done_if: type[FtransferError] | None = None) -> None:
+        """Ask for a change; where the answer was lost, `done_if` on the next try means that it had been made."""
+        tries = 0
+
         def ask(channel: Channel) -> None:
+            nonlocal tries
+            tries += 1
             t = self._link.next_t()
             channel.send(make(t))
-            for _ in _answers(channel, t, ""):
-                pass
+            try:
+                for _ in _answers(channel, t, ""):
+                    pass
+            except FtransferError as exc:
+                if tries == 1 or done_if is None or not isinstance(exc, done_if):
+                    raise
 
         self._link.run(ask)
 
@@ -322,8 +334,7 @@ class Remote:
             channel.send(wire.Ping(t=t))
             facts = [line for a in _answers(channel, t, "") if isinstance(a, wire.Pong) for line in a.facts]
             seconds = time.monotonic() - started
-            welcome = self._link.welcome
-            assert welcome is not None
+            welcome = self._link.limits
             return Pong(
                 self._link.connect_seconds,
                 seconds,

@@ -95,6 +95,12 @@ class Link:
             )
 
     @property
+    def limits(self) -> wire.Welcome:
+        """What the server said when the connection was opened."""
+        assert self.welcome is not None
+        return self.welcome
+
+    @property
     def is_out_of_time(self) -> bool:
         """Whether the time for everything is over."""
         return self._until is not None and time.monotonic() >= self._until

@@ -187,6 +187,8 @@ class Incoming:
         self.staging.accept(hex_digits)
         self.gaps.fill(offset, length)
         self.accepted += length
+        while self.staging.keeps_only_early and self.is_behind:
+            self.catch_up()  # before the next grain passes it
 
     def end(self, message: wire.End) -> Committed | None:
         """Check the whole and publish it; or ask for what is missing or damaged and return None.
@@ -223,8 +225,7 @@ class Incoming:
         self._want()
 
     def _forget_all(self) -> None:
-        for offset in list(self.staging.grains):
-            self.staging.forget(offset)
+        self.staging.forget(*self.staging.grains)
         self.gaps = Gaps(missing((), self.size))
         self.digest.restart()
         self.inherited = self.accepted = 0

@@ -73,6 +73,7 @@ class Outgoing:
         self.sent_bytes = 0
         self.last_sent = time.monotonic()
         self.size = source.size
+        self.window = wire.WINDOW
         self.bind(0, wait=False)
         self.held_before: int | None = None
         """Bytes that the receiver had before the first connection of this call; None until it has said so."""
@@ -97,7 +98,7 @@ class Outgoing:
     @property
     def may_send(self) -> bool:
         """Tell whether there is something to send and room for it in the window."""
-        if self.held or not self.todo or len(self.in_flight) >= wire.WINDOW:
+        if self.held or not self.todo or len(self.in_flight) >= self.window:
             return False
         most = self.source.most_unconfirmed
         return most is None or sum(self.in_flight.values()) < most

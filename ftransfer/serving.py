@@ -28,7 +28,7 @@ from ftransfer.errors import (
     TimedOut,
     VersionMismatch,
 )
-from ftransfer.receiving import CHUNK, SIGN_OF_LIFE, Incoming, decide
+from ftransfer.receiving import CHUNK, SIGN_OF_LIFE, Incoming, decide, with_life
 from ftransfer.sending import Outgoing, Sender
 from ftransfer.session import SERVER
 from ftransfer.store.base import Description
@@ -299,7 +299,9 @@ class Connection:
     def _change(self, message: Any, act: Callable[[Any], None]) -> None:
         started = time.monotonic()
         self._check_writable()
-        act(self._server.store)
+        store = self._server.store
+        alive = wire.Working(t=message.t, phase=message.type, done=0)
+        with_life(lambda: act(store), lambda: self.channel.send(alive))  # a tree may take minutes to remove
         self._log(message, 0, started, "done")
         self.channel.send(wire.Done(t=message.t))
 

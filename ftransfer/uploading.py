@@ -59,8 +59,9 @@ class Upload:
                     wait=wait,
                 )
                 channel.send(put)
-                largest = self._link.welcome.max_block if self._link.welcome else wire.MAX_BLOCK
-                return Sender(channel, largest_block=largest).run(out)
+                limits = self._link.limits
+                out.window = min(wire.WINDOW, limits.window)
+                return Sender(channel, largest_block=limits.max_block).run(out)
 
             def progress() -> int:
                 nonlocal most

@@ -197,6 +197,8 @@ class Staging(ABC):
 
     grains: dict[int, Grain]
     inherited: int
+    keeps_only_early = False
+    """Whether only grains that came too early can be read back, and only before another one is accepted."""
 
     @abstractmethod
     def begin(self, offset: int, length: int) -> None:
@@ -223,8 +225,8 @@ class Staging(ABC):
         """Read staged bytes back."""
 
     @abstractmethod
-    def forget(self, offset: int) -> None:
-        """Take the grain at this offset back: its bytes turned out not to be what they were."""
+    def forget(self, *offsets: int) -> None:
+        """Take the grains at these offsets back: their bytes are not what they have to be."""
 
     @abstractmethod
     def check_space(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from ftransfer import paths
-from ftransfer.errors import AlreadyExists, Busy, NotAFile, NotFound
+from ftransfer.errors import AlreadyExists, Busy, NotAFile, NotFound, UsageError
 from ftransfer.store import base, journal, sync
 from ftransfer.store.folders import (
     Chain,
@@ -130,6 +130,8 @@ class LocalStore(base.Store):
     def move(self, path: str, target: str) -> None:
         parts, name = split(path)
         target_parts, target_name = split(target)
+        if target.startswith(path + "/"):
+            raise UsageError("a folder cannot be moved into itself", path=path)
         with translated(path), folder(self.fd, parts) as fd:
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
             with translated(target), folder(self.fd, target_parts) as target_fd:
@@ -187,7 +189,7 @@ class LocalStore(base.Store):
             if clear and not self.drop(name):
                 continue
             found.append(partial)
-        return sorted(found)
+        return sorted(found, key=lambda partial: (partial.path, partial.mtime_ns))
 
     def _partial(self, name: str) -> base.Partial | None:
         data = self.state.read(name)
@@ -266,7 +268,7 @@ def _walk(fd: int, prefix: str, recursive: bool) -> Iterator[base.Entry]:
             continue  # removed since it was listed
         path = prefix + name
         yield _entry(path, found)
-        if recursive and stat.S_ISDIR(found.st_mode):
+        if recursive and stat.S_ISDIR(found.st_mode) and path.count("/") < paths.MAX_DEPTH:
             try:
                 with folder(fd, [name]) as inner:
                     yield from _walk(inner, path + "/", recursive)

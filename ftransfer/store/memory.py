@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from threading import RLock
 
 from ftransfer import paths
-from ftransfer.errors import AlreadyExists, Busy, DiskError, NotAFile, NotFound
+from ftransfer.errors import AlreadyExists, Busy, DiskError, NotAFile, NotFound, UsageError
 from ftransfer.store import base
 from ftransfer.store.folders import split
 from ftransfer.store.local import KEEP_PARTIALS, KEEP_RECEIPTS
@@ -114,10 +114,10 @@ class MemoryStaging(base.Staging):
         view[: len(piece)] = piece
         return len(piece)
 
-    def forget(self, offset: int) -> None:
-        grain = self.grains.pop(offset)
-        self._ours.grains.pop(offset, None)
-        self.inherited -= min(grain.length, self.inherited)
+    def forget(self, *offsets: int) -> None:
+        for offset in offsets:
+            self._ours.grains.pop(offset, None)
+            self.inherited = max(0, self.inherited - self.grains.pop(offset).length)
 
     def check_space(self) -> None:
         if (self._description.size or 0) > self._store.room:
@@ -127,8 +127,10 @@ class MemoryStaging(base.Staging):
     def commit(self, size: int, hex_digits: str) -> base.Committed:
         staged = self._ours
         with self._store.lock:
-            name = self._store.publish(self._description, bytes(staged.data[:size].ljust(size, b"\0")), hex_digits)
-            self.discard()
+            try:
+                name = self._store.publish(self._description, bytes(staged.data[:size].ljust(size, b"\0")), hex_digits)
+            finally:
+                self.discard()
             self._store.partials(self._description.path, clear=True)
         return base.Committed(name, size, hex_digits, False)
 
@@ -227,6 +229,8 @@ class MemoryStore(base.Store):
     def move(self, path: str, target: str) -> None:
         with self.lock:
             self._node(path)
+            if target.startswith(path + "/"):
+                raise UsageError("a folder cannot be moved into itself", path=path)
             self._check_above(target)
             if target in self._nodes:
                 raise AlreadyExists("it exists already", path=target)

@@ -201,10 +201,10 @@ class LocalStaging(base.Staging):
         with translated(self._description.path):
             return os.preadv(self._fd, [view], offset)
 
-    def forget(self, offset: int) -> None:
-        """Take a grain back; the journal is written anew, which is rare and therefore simple."""
-        grain = self.grains.pop(offset)
-        self.inherited -= min(grain.length, self.inherited)
+    def forget(self, *offsets: int) -> None:
+        """Take grains back; the journal is written anew, which is rare and therefore simple."""
+        for offset in offsets:
+            self.inherited = max(0, self.inherited - self.grains.pop(offset).length)
         head = journal.encode_head(self._head)
         records = b"".join(journal.encode_record(g, self._head.salt) for g in self.grains.values())
         with translated(self._description.path):

@@ -15,6 +15,8 @@ from ftransfer.store.base import Committed, Grain, Staging
 class StreamStaging(Staging):
     """Verified grains go to `out` in order; the one being received and those that come early are kept in memory."""
 
+    keeps_only_early = True
+
     def __init__(self, out: IO[bytes], name: str):
         self._out = out
         self._name = name
@@ -67,8 +69,9 @@ class StreamStaging(Staging):
                 return len(piece)
         raise SourceChanged("a stream cannot be read back")
 
-    def forget(self, offset: int) -> None:
-        self.grains.pop(offset, None)
+    def forget(self, *offsets: int) -> None:
+        for offset in offsets:
+            self.grains.pop(offset, None)
 
     def check_space(self) -> None:
         """Return: a stream takes what it takes."""
