@@ -19,12 +19,14 @@ SOFTWARE = f"ftransfer/{__version__}"
 
 if TYPE_CHECKING:
     from ftransfer import errors
-    from ftransfer.client import Remote, connect, local_partials
+    from ftransfer.client import Remote, connect
     from ftransfer.digests import Digest
+    from ftransfer.downloading import local_partials
     from ftransfer.errors import FtransferError
     from ftransfer.progress import Progress
     from ftransfer.results import FileResult, TransferResult, VerifyResult
-    from ftransfer.server import Limits, Server
+    from ftransfer.server import Server
+    from ftransfer.serving import Limits
     from ftransfer.sources import checksum_file
     from ftransfer.store.base import Entry, Partial
 
@@ -33,7 +35,7 @@ _WHERE = {
     "Entry": "store.base",
     "FileResult": "results",
     "FtransferError": "errors",
-    "Limits": "server",
+    "Limits": "serving",
     "Partial": "store.base",
     "Progress": "progress",
     "Remote": "client",
@@ -42,7 +44,7 @@ _WHERE = {
     "VerifyResult": "results",
     "checksum_file": "sources",
     "connect": "client",
-    "local_partials": "client",
+    "local_partials": "downloading",
 }
 
 __all__ = [

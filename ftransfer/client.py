@@ -10,21 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from ftransfer import net, paths, wire
+from ftransfer.asking import answers, stream_rows
 from ftransfer.channel import Channel
 from ftransfer.digests import DEFAULT, Digest
 from ftransfer.errors import (
     AlreadyExists,
-    ConnectionLost,
     FtransferError,
     NotFound,
     OutOfTurn,
     PartialFailure,
     ProtocolError,
     UsageError,
-    from_code,
 )
 from ftransfer.link import Link, Patience
-from ftransfer.progress import Observer, Progress, ignore
+from ftransfer.progress import Observer, ignore
 from ftransfer.results import FileResult, Pong, TransferResult, VerifyResult
 from ftransfer.sources import Uploadable, checksum_file
 from ftransfer.store.base import FOLDER, Entry, Partial
@@ -242,7 +241,7 @@ class Remote:
         def ask(channel: Channel) -> Digest:
             t = self._link.next_t()
             channel.send(wire.Checksum(t=t, path=path, algorithm=algorithm))
-            for answer in _answers(channel, t, path, observer):
+            for answer in answers(channel, t, path, observer):
                 if isinstance(answer, wire.Digest):
                     return Digest(algorithm, answer.hash)
             raise OutOfTurn("the server sent no digest")
@@ -254,7 +253,7 @@ class Remote:
         return self._stat(self._path(path))
 
     def _stat(self, path: str) -> Entry:
-        rows = list(self._link.run(lambda c: _rows(c, wire.Stat(t=self._link.next_t(), path=path)), path=path))
+        rows = self._link.run(lambda c: [*stream_rows(c, wire.Stat(t=self._link.next_t(), path=path))], path=path)
         if len(rows) != 1:
             raise ProtocolError("the server described not one file")
         return rows[0]
@@ -267,7 +266,7 @@ class Remote:
         where = self._path(path)
 
         def ask(channel: Channel) -> tuple[Channel, Iterator[Entry], Entry | None]:
-            rows = _stream_rows(channel, wire.List(t=self._link.next_t(), path=where, recursive=recursive))
+            rows = stream_rows(channel, wire.List(t=self._link.next_t(), path=where, recursive=recursive))
             return channel, rows, next(rows, None)
 
         channel, rows, first = self._link.run(ask, path=where)  # a lost connection shows at the first row
@@ -303,7 +302,7 @@ class Remote:
             t = self._link.next_t()
             channel.send(make(t))
             try:
-                for _ in _answers(channel, t, ""):
+                for _ in answers(channel, t, ""):
                     pass
             except FtransferError as exc:
                 if tries == 1 or done_if is None or not isinstance(exc, done_if):
@@ -318,7 +317,7 @@ class Remote:
             t = self._link.next_t()
             channel.send(wire.Partials(t=t, path=self._path(path), clear=clear))
             found: list[Partial] = []
-            for answer in _answers(channel, t, path):
+            for answer in answers(channel, t, path):
                 if isinstance(answer, wire.Staged):
                     found += [Partial(*row, None) for row in answer.rows]
             return found
@@ -332,7 +331,7 @@ class Remote:
             started = time.monotonic()
             t = self._link.next_t()
             channel.send(wire.Ping(t=t))
-            facts = [line for a in _answers(channel, t, "") if isinstance(a, wire.Pong) for line in a.facts]
+            facts = [line for a in answers(channel, t, "") if isinstance(a, wire.Pong) for line in a.facts]
             seconds = time.monotonic() - started
             welcome = self._link.limits
             return Pong(
@@ -356,32 +355,6 @@ class Remote:
         return paths.check(paths.join(self.address.path, inner) if inner else self.address.path, root=True)
 
 
-def _answers(channel: Channel, t: int, path: str, observer: Observer = ignore) -> Iterator[wire.Message]:
-    """Yield the answers to request `t`, up to the last; raise the error that came in its place."""
-    while channel.session.is_open(t):
-        answer = channel.receive()
-        if answer is None:
-            raise ConnectionLost("the server closed the connection")
-        if isinstance(answer, wire.Error):
-            raise from_code(answer.code, answer.message, hint=answer.hint)
-        if isinstance(answer, wire.Working):
-            observer(Progress(answer.phase, path, answer.done, answer.total))
-        else:
-            yield answer
-
-
-def _stream_rows(channel: Channel, request: wire.List | wire.Stat) -> Iterator[Entry]:
-    channel.send(request)
-    for answer in _answers(channel, request.t, request.path):
-        if isinstance(answer, wire.Entries):
-            for row in answer.rows:
-                yield Entry(*row)
-
-
-def _rows(channel: Channel, request: wire.List | wire.Stat) -> list[Entry]:
-    return list(_stream_rows(channel, request))
-
-
 def _outcome(run: Callable[[], FileResult], source: str, path: str, several: bool) -> FileResult:
     """Return the outcome of one file; among several a failure is an outcome, alone it is raised."""
     try:
@@ -399,14 +372,3 @@ def _finish(result: TransferResult) -> TransferResult:
         assert result.files[0].error is not None
         raise result.files[0].error
     raise PartialFailure(f"{len(result.failed)} of {len(result.files)} files failed", results=result)
-
-
-def local_partials(folder: Local, *, clear: bool = False) -> list[Partial]:
-    """Return what downloads into a local folder have left unfinished; with `clear` what was dropped of it."""
-    from ftransfer.store.local import LocalStore
-
-    store = LocalStore(folder)
-    try:
-        return store.partials(clear=clear)
-    finally:
-        store.close()

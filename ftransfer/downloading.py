@@ -25,7 +25,7 @@ from ftransfer.progress import Observer
 from ftransfer.receiving import Incoming, decide
 from ftransfer.results import FileResult
 from ftransfer.store import sync
-from ftransfer.store.base import Committed, Description, Entry, Staging
+from ftransfer.store.base import Committed, Description, Entry, Partial, Staging
 from ftransfer.store.local import LocalStore
 from ftransfer.store.stream import StreamStaging
 
@@ -216,3 +216,12 @@ def _make_folders(folder: str, *, durable: bool) -> None:
                 sync.sync_folder(fd)
             finally:
                 os.close(fd)
+
+
+def local_partials(folder: str | os.PathLike[str], *, clear: bool = False) -> list[Partial]:
+    """Return what downloads into a local folder have left unfinished; with `clear` what was dropped of it."""
+    store = LocalStore(folder)
+    try:
+        return store.partials(clear=clear)
+    finally:
+        store.close()

@@ -8,11 +8,12 @@ import selectors
 import socket
 import threading
 import time
-from typing import NamedTuple, Self
+from typing import Self
 
 from ftransfer import net, wire
 from ftransfer.errors import ServerFull, UsageError
-from ftransfer.serving import Connection
+from ftransfer.serving import Connection, Limits
+from ftransfer.store.base import Store
 from ftransfer.store.local import LocalStore
 
 log = logging.getLogger("ftransfer.server")
@@ -20,19 +21,6 @@ SWEEP_SECONDS = 3600.0
 """Time between two sweeps of old staging."""
 TURNED_AWAY = 16
 """Connections beyond the limit that are told so at a time; more are just closed."""
-
-
-class Limits(NamedTuple):
-    """What one server bears; each is a named number with a default.
-
-    `connections` at a time; `handshake_seconds` until hello has come; `idle_seconds` without any request;
-    `grace_seconds` that running transfers get when the server is told to stop.
-    """
-
-    connections: int = 256
-    handshake_seconds: float = 10.0
-    idle_seconds: float = 600.0
-    grace_seconds: float = 5.0
 
 
 class Server:
@@ -61,7 +49,7 @@ class Server:
         timeout: float = 60.0,
         limits: Limits | None = None,
     ):
-        self.store = LocalStore(root, durable=durable)
+        self.store: Store = LocalStore(root, durable=durable)
         self.read_only = read_only
         self.timeout = timeout
         self.limits = limits or Limits()

@@ -12,7 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 from ftransfer import SOFTWARE, digests, net, paths, wire
 from ftransfer.channel import Channel
@@ -31,18 +31,45 @@ from ftransfer.errors import (
 from ftransfer.receiving import CHUNK, SIGN_OF_LIFE, Incoming, decide, with_life
 from ftransfer.sending import Outgoing, Sender
 from ftransfer.session import SERVER
-from ftransfer.store.base import Description
-
-if TYPE_CHECKING:
-    from ftransfer.server import Server
+from ftransfer.store.base import Description, Store
 
 log = logging.getLogger("ftransfer.server")
+
+
+class Limits(NamedTuple):
+    """What one server bears; each is a named number with a default.
+
+    `connections` at a time; `handshake_seconds` until hello has come; `idle_seconds` without any request;
+    `grace_seconds` that running transfers get when the server is told to stop.
+    """
+
+    connections: int = 256
+    handshake_seconds: float = 10.0
+    idle_seconds: float = 600.0
+    grace_seconds: float = 5.0
+
+
+class Host(Protocol):
+    """What a connection needs of the server that it belongs to."""
+
+    store: Store
+    read_only: bool
+    timeout: float
+    limits: Limits
+    closing: bool
+
+    @property
+    def connection_count(self) -> int: ...
+    @property
+    def grace_is_over(self) -> bool: ...
+    def register(self, connection: Connection) -> None: ...
+    def end_former(self, session: str) -> None: ...
 
 
 class Connection:
     """One client, from its hello to its end."""
 
-    def __init__(self, server: Server, sock: socket.socket):
+    def __init__(self, server: Host, sock: socket.socket):
         self._server = server
         self.peer = net.describe_peer(sock)
         self.id = os.urandom(16).hex()

@@ -42,7 +42,7 @@ ROWS = [
     ["store"],
     ["sending", "receiving", "sources", "results"],
     ["net"],
-    ["link", "serving"],
+    ["link", "serving", "asking"],
     ["uploading", "downloading"],
     ["client", "server"],
     ["ftransfer"],

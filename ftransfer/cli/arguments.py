@@ -104,6 +104,13 @@ class _Builder:
 def build() -> argparse.ArgumentParser:
     """Return the parser of the whole command."""
     b = _Builder()
+    _add_transfers(b)
+    _add_files(b)
+    _add_serving(b)
+    return b.parser
+
+
+def _add_transfers(b: _Builder) -> None:
     b.add_transfer("upload", _run("transfers", "upload"), "Send files to a server", aliases=("up",))
     b.add_transfer("download", _run("transfers", "download"), "Fetch files from a server", aliases=("down",))
 
@@ -119,6 +126,8 @@ def build() -> argparse.ArgumentParser:
     made.add_argument("-r", "--recursive", action="store_true", help="go into folders")
     made.add_argument("--algorithm", choices=("xxh128", "sha256", "md5"), help="which hash (xxh128)")
 
+
+def _add_files(b: _Builder) -> None:
     made = b.add_client("list", _run("files", "list_entries"), "List a folder on a server", aliases=("ls",))
     made.add_argument("url", metavar="URL")
     made.add_argument("-l", "--long", action="store_true", help="with kind, mode, size and time")
@@ -147,6 +156,8 @@ def build() -> argparse.ArgumentParser:
     made = b.add_client("ping", _run("files", "ping"), "Show round trip, versions, limits and socket options")
     made.add_argument("url", metavar="URL")
 
+
+def _add_serving(b: _Builder) -> None:
     made = b.add("serve", _run("serve", "serve"), "Serve a folder")
     made.add_argument("folder", metavar="DIR")
     made.add_argument(
@@ -162,7 +173,6 @@ def build() -> argparse.ArgumentParser:
 
     made = b.add("demo", _run("demo", "demo"), "Show it all on this machine: upload, cut, resume, download, verify")
     made.add_argument("folder", nargs="?", metavar="FOLDER", help="files to take (sample_files)")
-    return b.parser
 
 
 def parse(words: list[str]) -> argparse.Namespace:

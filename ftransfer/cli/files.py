@@ -10,7 +10,6 @@ from ftransfer import net
 from ftransfer.cli.output import Output
 from ftransfer.cli.remotes import remote_for, require_url
 from ftransfer.cli.units import show_size
-from ftransfer.client import local_partials
 from ftransfer.errors import UsageError
 from ftransfer.paths import printable
 from ftransfer.store.base import FOLDER, Entry
@@ -87,6 +86,8 @@ def partials(options: argparse.Namespace, output: Output) -> int:
         with remote_for(options, address) as remote:
             found = remote.partials(address.path, clear=options.clear)
     else:
+        from ftransfer.downloading import local_partials
+
         found = local_partials(options.where, clear=options.clear)
     for partial in found:
         fields = {"path": partial.path, "size": partial.size, "held": partial.held, "mtime_ns": partial.mtime_ns}
