@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from ftransfer.digests import Digest
     from ftransfer.downloading import local_partials
     from ftransfer.errors import FtransferError
+    from ftransfer.host import Limits
     from ftransfer.progress import Progress
     from ftransfer.results import FileResult, TransferResult, VerifyResult
     from ftransfer.server import Server
-    from ftransfer.serving import Limits
     from ftransfer.sources import checksum_file
     from ftransfer.store.base import Entry, Partial
 
@@ -35,7 +35,7 @@ _WHERE = {
     "Entry": "store.base",
     "FileResult": "results",
     "FtransferError": "errors",
-    "Limits": "serving",
+    "Limits": "host",
     "Partial": "store.base",
     "Progress": "progress",
     "Remote": "client",

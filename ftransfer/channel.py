@@ -8,6 +8,7 @@ TimedOut, so a peer that sends a byte a second holds nobody.
 from __future__ import annotations
 
 import fcntl
+import math
 import select
 import socket
 import struct
@@ -58,12 +59,20 @@ class Channel:
         self._check = check or _nothing
         self._throttle = throttle
         self._prefix = bytearray(4)
+        self._scratch: memoryview | None = None
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         sock.settimeout(None)
         tick = struct.pack("ll", int(TICK), int(TICK % 1 * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
+
+    @property
+    def scratch(self) -> memoryview:
+        """The one buffer of this connection, of SLICE bytes, for bytes on their way through."""
+        if self._scratch is None:
+            self._scratch = memoryview(bytearray(SLICE))
+        return self._scratch
 
     def close(self) -> None:
         """Close at once; what was not sent is lost."""
@@ -73,30 +82,34 @@ class Channel:
         """Tell whether something can be read within that time."""
         return bool(self._poll.poll(seconds * 1000))
 
-    def receive(self, patience: float | None = None) -> wire.Message | None:
+    def receive(self, patience: float | None = None, *, within: float = math.inf) -> wire.Message | None:
         """Return the next message that counts, or None if the peer closed between two frames.
 
         The body of a block has to be read with `read_body` before the next call; one that belongs to what is over is
-        passed over here. Arguments: `patience` in seconds to wait for the first byte, else the channel's timeout.
+        passed over here. Arguments: `patience` in seconds to wait for the first byte, else the channel's timeout;
+        `within` in seconds for all of it.
         Raises FrameError, UnknownMessage, OutOfTurn, RefusedName, TimedOut, ConnectionLost, what `check` raises.
         """
         self._check()
+        until = time.monotonic() + within
         while True:
             if self.body_left:
                 self._skip_body()
             start = time.monotonic()
             prefix = memoryview(self._prefix)
-            if not self._fill(prefix, start + (patience or self.timeout), at_start=True):
+            if not self._fill(prefix, min(until, start + (patience or self.timeout)), at_start=True):
                 return None
             header = bytearray(wire.parse_length(prefix))
-            self._fill(memoryview(header), time.monotonic() + self.timeout + len(header) / LEAST_RATE)
+            deadline = time.monotonic() + self.timeout + len(header) / LEAST_RATE
+            self._fill(memoryview(header), min(until, deadline))
             try:
                 message = wire.parse(header)
             except wire.RefusedName as exc:
                 if self._us == CLIENT:
                     raise ProtocolError("the server sent a name that may not be used") from exc
-                self.session.refuse(exc.t)
-                raise
+                if self.session.refuse(exc.t, exc.kind):
+                    raise
+                continue
             counts = self.session.saw(message, self._peer)
             self.body_left = message.body if isinstance(message, wire.Block) else 0
             if counts:
@@ -130,9 +143,8 @@ class Channel:
                 deadline += len(piece) / LEAST_RATE
 
     def _skip_body(self) -> None:
-        scratch = memoryview(bytearray(min(self.body_left, 256 << 10)))
         while self.body_left:
-            self.read_body(scratch[: self.body_left])
+            self.read_body(self.scratch[: self.body_left])
 
     def _fill(self, view: memoryview, deadline: float, *, at_start: bool = False) -> bool:
         """Fill the whole view; return False if the peer closed before the first byte and `at_start` allows it.

@@ -172,9 +172,11 @@ class Remote:
     def _download_one(self, job: Download, compare: str, if_exists: str, resume: bool) -> FileResult:
         if job.exists:
             if compare == "hash" and (same := self._same_by_hash(job.name, job.path, job.algorithm)):
+                job.drop_parts()
                 return same._replace(source=job.path, path=job.name)
             decided = job.decide(self._stat(job.path), compare, if_exists)
             if decided is not None:
+                job.drop_parts()
                 return decided
         return job.run(if_exists=if_exists, resume=resume)
 
@@ -360,6 +362,8 @@ def _outcome(run: Callable[[], FileResult], source: str, path: str, several: boo
     try:
         return run()
     except FtransferError as exc:
+        if exc.path is None and not exc.remote:
+            exc.path = source
         if not several or exc.code == "cancelled":
             raise
         return FileResult(source, path, "failed", error=exc)

@@ -75,6 +75,13 @@ class Download:
         outcome = decide(here, wanted, compare)
         return None if outcome is None else FileResult(self.path, self.name, outcome, found.st_size)
 
+    def drop_parts(self) -> None:
+        """Drop what is staged for a file that is here: an earlier run was killed just after it had published it."""
+        folder, name = os.path.split(self.name)
+        if os.path.isdir(os.path.join(folder, paths.RESERVED)):
+            with closing(LocalStore(folder or ".")) as store:
+                store.partials(name, clear=True)
+
     def run(self, *, if_exists: str, resume: bool) -> FileResult:
         """Fetch it and return what became of it."""
         started = time.monotonic()
@@ -111,7 +118,9 @@ class Download:
             _make_folders(folder, durable=self._durable)
         except OSError as exc:
             raise from_os(exc, folder) from exc
-        return LocalStore(folder, durable=self._durable, receipts=False)
+        store = LocalStore(folder, durable=self._durable, receipts=False)
+        store.sweep()
+        return store
 
     def _progress(self) -> int:
         """Return a number that grows with every byte that came."""

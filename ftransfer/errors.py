@@ -241,6 +241,10 @@ _FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than this file system or process may write",
 }
+_NOT_A_FILE_HINTS = {
+    errno.ENOTDIR: "only a folder holds files, and links are not followed",
+    errno.ENOTEMPTY: "rm -r removes it with all that is in it",
+}
 _NOT_A_FILE = {
     errno.EISDIR: "it is a folder",
     errno.ENOTDIR: "a part of the path is not a folder, or is a symbolic link",
@@ -264,10 +268,12 @@ def from_os(exc: OSError, path: str | None = None) -> FtransferError:
     if number == errno.EEXIST:
         return AlreadyExists("it exists already", path=path)
     if number in _NOT_A_FILE:
-        hint = "rm -r removes it with all that is in it" if number == errno.ENOTEMPTY else None
+        hint = _NOT_A_FILE_HINTS.get(number)
         return NotAFile(_NOT_A_FILE[number], path=path, hint=hint)
     if number in (errno.EACCES, errno.EPERM):
         return Refused(text, path=path, hint="check the rights of the file and of its folder")
+    if number in (errno.EMFILE, errno.ENFILE):
+        return ServerFull("too many files are open", path=path)
     if number == errno.ENAMETOOLONG:
         return BadPath("the name is too long for this file system", path=path)
     if number in _FULL:

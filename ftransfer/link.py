@@ -27,6 +27,8 @@ from ftransfer.session import CLIENT
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
+WELCOME_SECONDS = 20.0
+"""Longest wait for a server to say welcome."""
 DEFAULT_RETRY_FOR = 600.0
 T = TypeVar("T")
 
@@ -131,7 +133,10 @@ class Link:
 
     @staticmethod
     def _read_welcome(channel: Channel) -> wire.Welcome:
-        answer = channel.receive()
+        try:
+            answer = channel.receive(min(channel.timeout, WELCOME_SECONDS))
+        except TimedOut as exc:
+            raise TimedOut("it took the connection and said nothing", hint="is that an ftransfer server?") from exc
         if answer is None:
             raise ConnectionLost("the server closed the connection at once")
         if isinstance(answer, wire.Error):

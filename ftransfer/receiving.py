@@ -15,15 +15,15 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ftransfer import digests, wire
-from ftransfer.channel import Channel
+from ftransfer.channel import SLICE, Channel
 from ftransfer.errors import AlreadyExists, FtransferError, IntegrityError, ProtocolError, SourceChanged
 from ftransfer.progress import Observer, Progress, ignore
 from ftransfer.store.base import Committed, Description, Entry, Grain, Staging, missing
 
-CHUNK = 1 << 20
-"""Bytes received, hashed and written at a time, so that they stay in the cache between the three."""
 SIGN_OF_LIFE = 2.0
 """Seconds between two signs of life while this end is busy."""
+MOST_DAMAGED = 20
+"""Times that one block may arrive damaged before it is not the line's fault."""
 QUIET_COMMIT = 8 << 20
 """Up to this size a commit is expected to be over before a sign of life is due, in bytes."""
 CLOCK_STEPS = (1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
@@ -117,8 +117,8 @@ class Incoming:
         self.received_bytes = 0
         self.damaged: list[int] = []
         self._reused = self._started_over = False
+        self._asked_at: tuple[int, int] | None = None
         self._last_sign = time.monotonic()
-        self._buffer = memoryview(bytearray(CHUNK))
 
     def bind(self, channel: Channel, t: int, *, wait: bool) -> None:
         """Begin on a new connection, under number `t`; with `wait` the sender is told first what is missing."""
@@ -146,6 +146,10 @@ class Incoming:
             self.digest.back()
             self.staging.reject()
             self.damaged.append(message.offset)
+            if self.damaged.count(message.offset) > MOST_DAMAGED:
+                raise IntegrityError(
+                    f"the block at {message.offset} arrived damaged {MOST_DAMAGED} times", path=self.path
+                )
         self.channel.send(wire.Stored(t=self.t, offset=message.offset, ok=ok))
         self.tell("receiving")
 
@@ -154,7 +158,7 @@ class Incoming:
         block = digests.new(digests.DEFAULT)
         at, left = message.offset, message.body
         while left:
-            view = self._buffer[: min(CHUNK, left)]
+            view = self.channel.scratch[:left]
             self.channel.read_body(view)
             self.received_bytes += len(view)
             block.update(view)
@@ -168,10 +172,10 @@ class Incoming:
         """Take a run of zeros, and answer."""
         self._begin(message.offset, message.length)
         self.staging.zero()
-        zeros = memoryview(bytes(min(CHUNK, message.length)))
+        zeros = memoryview(bytes(min(SLICE, message.length)))
         block = digests.new(digests.DEFAULT)
-        for at in range(0, message.length, CHUNK):
-            piece = zeros[: min(CHUNK, message.length - at)]
+        for at in range(0, message.length, SLICE):
+            piece = zeros[: min(SLICE, message.length - at)]
             block.update(piece)
             self.digest.feed(message.offset + at, piece)
         self._accept(message.offset, message.length, block.hexdigest())
@@ -201,6 +205,9 @@ class Incoming:
         while not self.gaps and self.catch_up():
             self.show_life("verifying", self.digest.position, message.size)
         if self.gaps:
+            if self._asked_at == (self.received_bytes, self.accepted):
+                raise ProtocolError("the end came again, without what was missing")
+            self._asked_at = (self.received_bytes, self.accepted)
             self._want()
             return None
         if self.digest.position != message.size:
@@ -217,9 +224,9 @@ class Incoming:
             raise IntegrityError(
                 "the hash of the whole file does not match", path=self.path, hint="nothing was replaced; try again"
             )
-        if self.size is None:
+        if self.size is None or self.staging.keeps_only_early:
             self.staging.discard()
-            raise SourceChanged("the stream cannot be started over")
+            raise SourceChanged("it is another version than the one that began, and a stream cannot begin anew")
         self._started_over = True
         self._forget_all()
         self._want()
@@ -240,8 +247,8 @@ class Incoming:
             return False
         self.digest.mark()
         block = digests.new(digests.DEFAULT)
-        for at in range(grain.offset, grain.end, CHUNK):
-            view = self._buffer[: min(CHUNK, grain.end - at)]
+        for at in range(grain.offset, grain.end, SLICE):
+            view = self.channel.scratch[: grain.end - at]
             count = self.staging.read(at, view)
             block.update(view[:count])
             self.digest.feed(at, view[:count])
@@ -261,7 +268,7 @@ class Incoming:
         return self.digest.position in self.staging.grains
 
     def _want(self) -> None:
-        ranges = self.gaps.ranges()
+        ranges = self.gaps.ranges()[: wire.MAX_WANTED]
         while len(ranges) > wire.MAX_RANGES:
             self.channel.send(wire.Want(t=self.t, ranges=ranges[: wire.MAX_RANGES], more=True))
             ranges = ranges[wire.MAX_RANGES :]

@@ -17,6 +17,7 @@ from ftransfer.errors import (
     ConnectionLost,
     DiskError,
     FtransferError,
+    IntegrityError,
     OutOfTurn,
     ProtocolError,
     SourceChanged,
@@ -34,6 +35,8 @@ BLOCK_SECONDS = 2.0
 """What a block may take on the line, so that a bad line always gets forward."""
 SIGN_OF_LIFE = 2.0
 """Seconds between two signs of life of an end that is busy."""
+MOST_DAMAGED = 20
+"""Times that one block may be reported damaged before it is not the line's fault."""
 _ZEROS = bytes(CHUNK)
 
 Receive = Callable[[], "wire.Message | None"]
@@ -74,6 +77,7 @@ class Outgoing:
         self.last_sent = time.monotonic()
         self.size = source.size
         self.window = wire.WINDOW
+        self.refused: dict[int, int] = {}
         self.bind(0, wait=False)
         self.held_before: int | None = None
         """Bytes that the receiver had before the first connection of this call; None until it has said so."""
@@ -109,6 +113,8 @@ class Outgoing:
             self.ended = False
             self.held = True
             self.todo.clear()
+        if len(self.todo) + len(message.ranges) > wire.MAX_WANTED:
+            raise ProtocolError(f"the other side wants more than {wire.MAX_WANTED} ranges")
         self.todo.extend(self._checked(offset, length) for offset, length in message.ranges)
         if message.more:
             return
@@ -142,9 +148,21 @@ class Outgoing:
             self.source.release(message.offset, length)
             self.tell("sending")
             return length
+        self.refused[message.offset] = self.refused.get(message.offset, 0) + 1
+        if self.refused[message.offset] > MOST_DAMAGED:
+            raise IntegrityError(f"the block at {message.offset} arrived damaged {MOST_DAMAGED} times", path=self.path)
         if not self.ended:
             self.todo.appendleft((message.offset, length))
         return 0
+
+    def check_receipt(self, receipt: wire.Receipt) -> None:
+        """Raise IntegrityError if a receipt is for other bytes than those that were sent."""
+        if receipt.result != "stored":
+            return
+        size = self.digest.position if self.size is None else self.size
+        sent = (self.digest.position, self.digest.hexdigest())
+        if sent != (size, receipt.hash) or receipt.size != size:
+            raise IntegrityError("the receipt is not for the bytes that were sent", path=self.path)
 
     def take(self, limit: int) -> tuple[int, int]:
         """Return (offset, length) of the next piece, at most `limit` bytes."""
@@ -199,14 +217,16 @@ class Sender:
         """
         out.last_sent = time.monotonic()
         while True:
-            receipt = self._take_answers(out)
-            if receipt is not None:
-                out.tell("done", out.size or receipt.size or 0, out.size)
-                return receipt
             try:
+                receipt = self._take_answers(out)
+                if receipt is not None:
+                    out.check_receipt(receipt)
+                    out.tell("done", out.size or receipt.size or 0, out.size)
+                    return receipt
                 self._step(out)
-            except (SourceChanged, DiskError) as exc:
-                self.fail(out, exc)
+            except (IntegrityError, DiskError) as exc:
+                if not exc.remote:
+                    self.fail(out, exc)
                 raise
 
     def fail(self, out: Outgoing, exc: FtransferError) -> None:

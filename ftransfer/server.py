@@ -12,15 +12,20 @@ from typing import Self
 
 from ftransfer import net, wire
 from ftransfer.errors import ServerFull, UsageError
-from ftransfer.serving import Connection, Limits
+from ftransfer.host import Limits
+from ftransfer.serving import Connection
 from ftransfer.store.base import Store
 from ftransfer.store.local import LocalStore
 
 log = logging.getLogger("ftransfer.server")
 SWEEP_SECONDS = 3600.0
 """Time between two sweeps of old staging."""
+FORMER_SECONDS = 5.0
+"""Longest wait for a connection that its own client has replaced."""
 TURNED_AWAY = 16
 """Connections beyond the limit that are told so at a time; more are just closed."""
+TURN_AWAY_SECONDS = 2.0
+"""What a connection beyond the limit gets to read that."""
 
 
 class Server:
@@ -53,12 +58,12 @@ class Server:
         self.read_only = read_only
         self.timeout = timeout
         self.limits = limits or Limits()
+        self.uploads = threading.BoundedSemaphore(self.limits.uploads)
         self.closing = False
         self._grace_until = 0.0
         self._listeners: list[socket.socket] = []
         self._lock = threading.Lock()
         self._threads: dict[threading.Thread, Connection | None] = {}
-        self._sessions: dict[str, Connection] = {}
         self._acceptor: threading.Thread | None = None
         self._wake_out, self._wake_in = socket.socketpair()
         try:
@@ -207,8 +212,6 @@ class Server:
             with self._lock:
                 self._threads[thread] = connection
             connection.run()
-            with self._lock:
-                self._sessions.pop(connection.id, None)
         finally:
             sock.close()
             with self._lock:
@@ -220,10 +223,11 @@ class Server:
         try:
             log.warning("%s turned away: %d connections are open", net.describe_peer(sock), self.limits.connections)
             full = ServerFull(f"the server has {self.limits.connections} connections, which is its limit")
-            sock.settimeout(2.0)
+            sock.settimeout(TURN_AWAY_SECONDS)
             sock.sendall(wire.encode(wire.error_message(full)))
             sock.shutdown(socket.SHUT_WR)
-            while sock.recv(4096):
+            until = time.monotonic() + TURN_AWAY_SECONDS
+            while sock.recv(4096) and time.monotonic() < until and not self.closing:
                 pass
         except OSError:
             pass  # it did not wait
@@ -232,19 +236,13 @@ class Server:
             with self._lock:
                 self._threads.pop(thread, None)
 
-    def register(self, connection: Connection) -> None:
-        """Make a connection known by its session."""
-        with self._lock:
-            self._sessions[connection.id] = connection
-
     def end_former(self, session: str) -> None:
         """End the connection that a reconnecting client had before, and wait until it has let go of its transfers."""
         with self._lock:
-            former = self._sessions.get(session)
-            thread = next((t for t, c in self._threads.items() if c is former and former is not None), None)
-        if former is not None and thread is not None and thread is not threading.current_thread():
+            found = [(thread, c) for thread, c in self._threads.items() if c is not None and c.id == session]
+        for thread, former in found:
             former.shut_down()
-            thread.join(5.0)
+            thread.join(FORMER_SECONDS)
 
 
 def _close_listener(listener: socket.socket) -> None:

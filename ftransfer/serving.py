@@ -12,58 +12,36 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from ftransfer import SOFTWARE, digests, net, paths, wire
 from ftransfer.channel import Channel
 from ftransfer.errors import (
     AlreadyExists,
     ConnectionLost,
+    DiskError,
     FtransferError,
     NotFound,
     OutOfTurn,
     ProtocolError,
     Refused,
     ServerClosing,
+    ServerFull,
+    SourceChanged,
     TimedOut,
     VersionMismatch,
 )
-from ftransfer.receiving import CHUNK, SIGN_OF_LIFE, Incoming, decide, with_life
+from ftransfer.host import Host
+from ftransfer.receiving import SIGN_OF_LIFE, Incoming, decide, with_life
 from ftransfer.sending import Outgoing, Sender
 from ftransfer.session import SERVER
-from ftransfer.store.base import Description, Store
+from ftransfer.store.base import Description
 
 log = logging.getLogger("ftransfer.server")
 
 
-class Limits(NamedTuple):
-    """What one server bears; each is a named number with a default.
-
-    `connections` at a time; `handshake_seconds` until hello has come; `idle_seconds` without any request;
-    `grace_seconds` that running transfers get when the server is told to stop.
-    """
-
-    connections: int = 256
-    handshake_seconds: float = 10.0
-    idle_seconds: float = 600.0
-    grace_seconds: float = 5.0
-
-
-class Host(Protocol):
-    """What a connection needs of the server that it belongs to."""
-
-    store: Store
-    read_only: bool
-    timeout: float
-    limits: Limits
-    closing: bool
-
-    @property
-    def connection_count(self) -> int: ...
-    @property
-    def grace_is_over(self) -> bool: ...
-    def register(self, connection: Connection) -> None: ...
-    def end_former(self, session: str) -> None: ...
+Outcome = tuple[int, str] | None
+"""What a handler has to say in the log: bytes and result, or nothing yet."""
 
 
 class Connection:
@@ -77,7 +55,7 @@ class Connection:
         self._incoming: dict[int, Incoming] = {}
         self._described: dict[int, tuple[wire.Put, float]] = {}
         self._queue: deque[wire.Message] = deque()
-        self._handlers: dict[type[wire.Message], Callable[[Any], None]] = {
+        self._handlers: dict[type[wire.Message], Callable[[Any], Outcome]] = {
             wire.Put: self._put,
             wire.Get: self._get,
             wire.Block: lambda m: self._incoming[m.t].block(m),
@@ -97,6 +75,7 @@ class Connection:
 
     def run(self) -> None:
         """Serve until the client leaves or fails; never raises."""
+        log.debug("%s connected", self.peer)
         try:
             self._greet()
             while (message := self._next()) is not None:
@@ -115,6 +94,7 @@ class Connection:
             for t in list(self._incoming):
                 self._let_go(t, "interrupted")
             self._hang_up()
+            log.debug("%s left", self.peer)
 
     def shut_down(self) -> None:
         """End the connection from another thread: the thread that owns it sees it closed."""
@@ -142,7 +122,7 @@ class Connection:
             sock.shutdown(socket.SHUT_WR)
             sock.setblocking(False)
             for _ in range(64):
-                if not self.channel.readable(0.2) or not sock.recv(CHUNK):
+                if not self.channel.readable(0.2) or not sock.recv(4096):
                     break
         except OSError:
             pass
@@ -151,7 +131,8 @@ class Connection:
     # The loop.
 
     def _greet(self) -> None:
-        hello = self._receive(self._server.limits.handshake_seconds)
+        patience = self._server.limits.handshake_seconds
+        hello = self.channel.receive(patience, within=patience)
         if hello is None:
             raise ConnectionLost("it left without a word")
         if not isinstance(hello, wire.Hello):
@@ -160,7 +141,6 @@ class Connection:
             raise VersionMismatch(f"this server speaks version {wire.VERSION}, the client {list(hello.versions)}")
         if hello.former is not None:
             self._server.end_former(hello.former)
-        self._server.register(self)
         welcome = wire.Welcome(
             version=wire.VERSION,
             software=SOFTWARE,
@@ -169,6 +149,14 @@ class Connection:
             durable=self._server.store.capabilities.durable,
         )
         self.channel.send(welcome)
+
+    def _later(self, message: wire.Message) -> None:
+        """Keep a request that came while a file is sent; one that is taken back goes from the queue."""
+        t: int | None = getattr(message, "t", None)
+        if isinstance(message, wire.Error):
+            self._queue = deque(kept for kept in self._queue if getattr(kept, "t", None) != t)
+        else:
+            self._queue.append(message)
 
     def _next(self) -> wire.Message | None:
         """Return the next message; while none has arrived, hash what was staged before."""
@@ -196,8 +184,11 @@ class Connection:
 
     def _handle(self, message: wire.Message) -> None:
         t: int | None = getattr(message, "t", None)
+        started = time.monotonic()
         try:
-            self._handlers[type(message)](message)
+            outcome = self._handlers[type(message)](message)
+            if outcome is not None:
+                self._log(message, started, *outcome)
         except (ConnectionLost, TimedOut, ServerClosing, ProtocolError):
             raise
         except FtransferError as exc:
@@ -205,25 +196,23 @@ class Connection:
                 raise
             if t in self._incoming:
                 self._let_go(t, exc.code)
-            elif isinstance(message, wire.Put):
-                self._log(message, 0, time.monotonic(), exc.code)
+            else:
+                self._log(message, started, 0, exc.code)
             if self.channel.session.is_open(t):
                 self.channel.send(wire.error_message(exc, t))
 
     # Files.
 
-    def _put(self, put: wire.Put) -> None:
+    def _put(self, put: wire.Put) -> Outcome:
         store = self._server.store
         self._check_writable()
         description = Description(
             put.path, put.size, put.fingerprint, put.mtime_ns, put.mode, put.transfer, put.if_exists
         )
-        started = time.monotonic()
         done = store.committed(description)
         if done is not None:  # its receipt was lost
             self.channel.send(_receipt(put.t, "stored", done.path, done.size, done.hex, durable=done.durable))
-            self._log(put, 0, started, "repeated")
-            return
+            return 0, "repeated"
         try:
             found = store.stat(put.path)
         except NotFound:
@@ -231,18 +220,24 @@ class Connection:
         outcome = decide(found, description, put.compare)
         if outcome is not None:
             self.channel.send(_receipt(put.t, outcome, put.path, found.size if found else None))
-            self._log(put, 0, started, outcome)
-            return
-        staging = store.claim(description, resume=put.resume)
-        staging.check_space()
+            return 0, outcome
+        if not self._server.uploads.acquire(blocking=False):
+            raise ServerFull(f"the server has {self._server.limits.uploads} uploads open, which is its limit")
+        try:
+            staging = store.claim(description, resume=put.resume)
+            staging.check_space()
+        except BaseException:
+            self._server.uploads.release()
+            raise
         incoming = Incoming(staging, put.path, put.size, algorithm=put.algorithm)
         self._incoming[put.t] = incoming
-        self._described[put.t] = (put, started)
+        self._described[put.t] = (put, time.monotonic())
         incoming.bind(self.channel, put.t, wait=put.wait)
+        return None
 
     def _end(self, end: wire.End) -> None:
         incoming = self._incoming[end.t]
-        put, started = self._described[end.t]
+        put, _ = self._described[end.t]
         try:
             done = incoming.end(end)
         except AlreadyExists:
@@ -251,17 +246,17 @@ class Connection:
             self.channel.send(_receipt(end.t, "skipped", put.path, end.size))
             self._let_go(end.t, "skipped")
             return
-        if done is None:
-            return
-        del self._incoming[end.t], self._described[end.t]
-        self._log(put, incoming.received_bytes, started, "stored")
-        self.channel.send(incoming.receipt(done))
+        if done is not None:
+            self._let_go(end.t, "stored")
+            self.channel.send(incoming.receipt(done))
 
     def _let_go(self, t: int, result: str) -> None:
+        """Forget an upload, which is over or will be resumed by somebody, and write its line."""
         incoming = self._incoming.pop(t)
         put, started = self._described.pop(t)
         incoming.staging.release()
-        self._log(put, incoming.received_bytes, started, result)
+        self._server.uploads.release()
+        self._log(put, started, incoming.received_bytes, result)
 
     def _error(self, error: wire.Error) -> None:
         """Take note that the client gives up one transfer, or the connection."""
@@ -270,8 +265,7 @@ class Connection:
         if error.t in self._incoming:
             self._let_go(error.t, f"given up by the client ({error.code})")
 
-    def _get(self, get: wire.Get) -> None:
-        started = time.monotonic()
+    def _get(self, get: wire.Get) -> Outcome:
         with self._server.store.open(get.path) as source:
             out = Outgoing(source, get.path, algorithm=get.algorithm)
             out.bind(get.t, wait=get.wait)
@@ -283,33 +277,33 @@ class Connection:
                 mode=source.mode,
             )
             self.channel.send(announced)
-            result = "failed"
+            sender = Sender(self.channel, receive=self._receive, other=self._queue.append)
             try:
-                receipt = Sender(self.channel, receive=self._receive, other=self._queue.append).run(out)
-                result = f"received, {'durable' if receipt.durable else 'not synced'}"
+                receipt = sender.run(out)
             except FtransferError as exc:
-                result = exc.code
-                # What the client reported ends this file; what broke here was reported by the sender.
-                if not (exc.remote or exc.exit_status in (7, 8)):
+                if not (exc.remote or isinstance(exc, (SourceChanged, DiskError))):
                     raise
-            finally:
-                self._log(get, out.sent_bytes, started, result)
+                # What the client reported ends this file; what broke here was reported by the sender.
+                return out.sent_bytes, f"the client failed: {exc.code}" if exc.remote else exc.code
+            return out.sent_bytes, f"received, {'durable' if receipt.durable else 'not synced'}"
 
     # Operations.
 
-    def _list(self, message: wire.List) -> None:
+    def _list(self, message: wire.List) -> Outcome:
         entries = self._server.store.entries(message.path, recursive=message.recursive)
         for rows, more in _pages(tuple(entry) for entry in entries):
             self.channel.send(wire.Entries(t=message.t, rows=rows, more=more))
+        return 0, "listed"
 
-    def _stat(self, message: wire.Stat) -> None:
+    def _stat(self, message: wire.Stat) -> Outcome:
         entry = self._server.store.stat(message.path)
         self.channel.send(wire.Entries(t=message.t, rows=[(*entry,)]))
+        return 0, entry.kind
 
-    def _checksum(self, message: wire.Checksum) -> None:
-        started = last = time.monotonic()
+    def _checksum(self, message: wire.Checksum) -> Outcome:
+        last = time.monotonic()
         hasher = digests.new(message.algorithm)
-        buffer = memoryview(bytearray(CHUNK))
+        buffer = self.channel.scratch
         done = 0
         with self._server.store.open(message.path) as source:
             while count := source.read_into(done, buffer):
@@ -320,39 +314,41 @@ class Connection:
                     beat = wire.Working(t=message.t, phase="hashing", done=done, total=max(done, source.size or 0))
                     self.channel.send(beat)
             source.check()
-        self._log(message, done, started, "hashed")
         self.channel.send(wire.Digest(t=message.t, size=done, hash=hasher.hexdigest()))
+        return done, "hashed"
 
-    def _change(self, message: Any, act: Callable[[Any], None]) -> None:
-        started = time.monotonic()
+    def _change(self, message: Any, act: Callable[[Any], None]) -> Outcome:
         self._check_writable()
         store = self._server.store
         alive = wire.Working(t=message.t, phase=message.type, done=0)
         with_life(lambda: act(store), lambda: self.channel.send(alive))  # a tree may take minutes to remove
-        self._log(message, 0, started, "done")
         self.channel.send(wire.Done(t=message.t))
+        return 0, "done"
 
-    def _partials(self, message: wire.Partials) -> None:
+    def _partials(self, message: wire.Partials) -> Outcome:
         if message.clear:
             self._check_writable()
         found = self._server.store.partials(message.path, clear=message.clear)
         for rows, more in _pages((p.path, p.size, p.held, p.mtime_ns) for p in found):
             self.channel.send(wire.Staged(t=message.t, rows=rows, more=more))
+        return 0, f"{len(found)} {'dropped' if message.clear else 'unfinished'}"
 
-    def _ping(self, message: wire.Ping) -> None:
+    def _ping(self, message: wire.Ping) -> Outcome:
         counts = f"connections: {self._server.connection_count} of {self._server.limits.connections}"
         self.channel.send(wire.Pong(t=message.t, facts=[counts, *net.facts(self.channel.socket)]))
+        return 0, "answered"
 
     def _check_writable(self) -> None:
         if self._server.read_only:
             raise Refused("this server only lets you read", hint="start it without --read-only to write")
 
-    def _log(self, message: Any, count: int, started: float, result: str) -> None:
+    def _log(self, message: Any, started: float, count: int, result: str) -> None:
         """Write the one line of a request: peer, what, path, bytes, seconds, rate, result."""
         seconds = time.monotonic() - started
         rate = count / seconds / (1 << 20) if seconds > 0 else 0.0
-        path = paths.printable(message.path)
-        log.info("%s %s %s %d bytes %.3f s %.1f MiB/s %s", self.peer, message.type, path, count, seconds, rate, result)
+        names = [paths.printable(getattr(message, field)) for field in ("path", "target") if hasattr(message, field)]
+        what = " ".join([message.type, " -> ".join(names) or "/"]) if names else message.type
+        log.info("%s %s %d bytes %.3f s %.1f MiB/s %s", self.peer, what, count, seconds, rate, result)
 
 
 def _receipt(

@@ -151,11 +151,19 @@ class Session:
             return True
         return self._step(t, message, who)
 
-    def refuse(self, t: int) -> None:
-        """Take note of a request that was refused for its name, which never became a message."""
+    def refuse(self, t: int, kind: str) -> bool:
+        """Take note of a message that was refused for its name; return False if it belongs to what is over.
+
+        A client that did not wait closes a refused put with an `end` of the same name.
+        """
+        if kind not in ("put", "get") and kind not in ANSWERS:
+            if self.state == OPEN and t <= self.last_t and t not in self._open:
+                return False
+            raise OutOfTurn(f"{kind} with a name that may not be used")
         if self.state != OPEN or t <= self.last_t:
             raise OutOfTurn(f"number {t} was used before")
         self.last_t = t
+        return True
 
     def _step_connection(self, kind: str, who: str) -> None:
         after = CONNECTION.get((self.state, who, kind))

@@ -8,6 +8,7 @@ import time
 from ftransfer import wire
 from ftransfer.channel import Channel
 from ftransfer.digests import Digest
+from ftransfer.errors import ProtocolError
 from ftransfer.link import Link
 from ftransfer.progress import Observer
 from ftransfer.results import FileResult
@@ -69,7 +70,19 @@ class Upload:
                 return most
 
             receipt = self._link.run(attempt, path=self.path, progress=progress, observer=self._observer)
+            self._check(receipt, compare, if_exists)
         return self._result(out, receipt, time.monotonic() - started)
+
+    def _check(self, receipt: wire.Receipt, compare: str, if_exists: str) -> None:
+        """Raise ProtocolError for an outcome that was not asked for."""
+        if receipt.result == "same" and compare != "quick":
+            raise ProtocolError("the server compared, which it was not asked to do", path=self.path)
+        if receipt.result == "skipped" and if_exists not in ("newer", "skip"):
+            raise ProtocolError("the server skipped the file, which it was not asked to do", path=self.path)
+        folder = self.path.rpartition("/")[0]
+        is_copy = if_exists == "rename" and receipt.path.rpartition("/")[0] == folder
+        if receipt.path != self.path and not is_copy:
+            raise ProtocolError("the server stored the file under another name", path=self.path)
 
     def _result(self, out: Outgoing, receipt: wire.Receipt, seconds: float) -> FileResult:
         sent = receipt.result == "stored"

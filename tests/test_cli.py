@@ -105,12 +105,22 @@ def test_json_events_have_their_fields(served: tuple[Path, str], here: Path) -> 
 
 
 def test_json_errors_have_code_and_hint(served: tuple[Path, str], here: Path) -> None:
-    """A failure is an event too, and stderr says it to people."""
+    """A failure is a `file` event too, the summary is last all the same, and stderr says it to people."""
     _, url = served
     ran = run("download", "--json", f"{url}absent", cwd=here)
-    event = json.loads(ran.out)
+    file, summary = map(json.loads, ran.out.splitlines())
     assert ran.status == 3
-    assert (event["event"], event["error"]["code"], event["error"]["retryable"]) == ("error", "not-found", False)
+    assert (file["event"], file["result"], summary["event"], summary["failed"]) == ("file", "failed", "summary", 1)
+    assert (file["error"]["code"], file["error"]["retryable"]) == ("not-found", False)
+    assert ran.err.startswith("error: ")
+
+
+def test_options_may_stand_anywhere(served: tuple[Path, str], here: Path) -> None:
+    """Before, between and behind the files."""
+    (here / "b.txt").write_bytes(b"b")
+    ran = run("upload", "a.txt", "--compare", "none", "b.txt", "-v", f"{served[1]}any/", "-q", cwd=here)
+    assert ran == (0, "", "")
+    assert run("upload", "a.txt", "--nonsense", f"{served[1]}any/", cwd=here).status == 2
 
 
 def _xxh128(data: bytes) -> str:

@@ -42,6 +42,7 @@ ROWS = [
     ["store"],
     ["sending", "receiving", "sources", "results"],
     ["net"],
+    ["host"],
     ["link", "serving", "asking"],
     ["uploading", "downloading"],
     ["client", "server"],

@@ -89,6 +89,7 @@ class _Builder:
         """Add upload or download."""
         made = self.add_client(name, run, text, aliases=aliases)
         made.add_argument("words", nargs="+", metavar="SOURCE... DEST", help="files, then where to; - is a stream")
+        made.usage = f"ftransfer {name} [OPTION...] SOURCE... DEST"
         made.add_argument(
             "--compare", choices=COMPARE, default="quick", help="what counts as equal (quick: size and mtime)"
         )
@@ -116,6 +117,7 @@ def _add_transfers(b: _Builder) -> None:
 
     made = b.add_client("verify", _run("transfers", "verify"), "Compare files at both ends by their hashes")
     made.add_argument("words", nargs="+", metavar="SOURCE... DEST", help="as for the transfer that it checks")
+    made.usage = "ftransfer verify [OPTION...] SOURCE... DEST"
     made.add_argument("--algorithm", choices=("xxh128", "sha256"), default="xxh128", help="which hash (xxh128)")
 
     made = b.add_client("checksum", _run("checksums", "checksum"), "Print or check checksums, here or on a server")
@@ -177,4 +179,11 @@ def _add_serving(b: _Builder) -> None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Return the options. Exits with 2 and a hint for what cannot be understood."""
-    return build().parse_args(words)
+    parser = build()
+    options, more = parser.parse_known_args(words)
+    taken: list[str] | None = getattr(options, "words", getattr(options, "names", None))
+    if more and (taken is None or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if taken is not None:
+        taken += more  # argparse leaves files behind that come after an option between files
+    return options

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from ftransfer import net, paths
-from ftransfer.cli.output import Output, error_lines
+from ftransfer.cli.output import Output, error_fields, error_lines
 from ftransfer.cli.remotes import remote_for, require_url
 from ftransfer.client import Remote
 from ftransfer.digests import DEFAULT, Digest, format_line, guess_algorithm, parse_lines
@@ -36,11 +36,12 @@ def _print(options: argparse.Namespace, output: Output) -> int:
                 raise
             failed += 1
             exc.path = exc.path or name
+            output.event("checksum", path=name, digest=None, error=error_fields(exc))
             for line in error_lines(exc):
                 print(line, file=sys.stderr)
             continue
         output.end_bars()
-        output.event("checksum", path=name, digest=str(digest))
+        output.event("checksum", path=name, digest=str(digest), error=None)
         if not output.as_json:
             print(format_line(digest.hex, name), flush=True)
     return PartialFailure.exit_status if failed else 0
@@ -110,20 +111,20 @@ def _check_list(listed: str, options: argparse.Namespace, output: Output, folder
         name = line.name.removeprefix("./")
         try:
             found = hash_it(paths.join(folder.rstrip("/"), name) if folder else name, algorithm)
-            word = "OK" if found.hex == line.hex else "FAILED"
+            word, result = ("OK", "same") if found.hex == line.hex else ("FAILED", "different")
         except FtransferError as exc:
             if exc.exit_status not in (2, 3, 5):
                 raise
             missing += 1
-            word = f"FAILED ({exc})"
+            word, result = f"FAILED ({exc})", "unreadable"
         wrong += word != "OK"
         output.verdict(f"{paths.printable(line.name)}: {paths.printable(word)}")
-        output.event("check", path=line.name, result="same" if word == "OK" else "different", detail=word)
+        output.event("check", path=line.name, result=result)
     if not total:
         raise UsageError(f"{listed} lists no checksums", hint="a line is: <hex digits>, two spaces, name")
     if wrong:
         output.say(f"{wrong} of {total} did not match" + (f", {missing} of them could not be read" if missing else ""))
-    output.event("summary", files=total, different=wrong)
+    output.event("summary", files=total, different=wrong - missing, unreadable=missing)
     return DIFFERENT if wrong else 0
 
 

@@ -18,7 +18,7 @@ from ftransfer.results import FileResult, TransferResult
 
 VERSION = 1
 """Version of the JSON events."""
-_WHY = {"same": "already there", "skipped": "the name is taken (--if-exists)"}
+_WHY = {"same": "already there", "skipped": "not sent, the name is taken"}
 
 
 class Output:
@@ -86,7 +86,7 @@ class Output:
         """Report an error and return the exit status."""
         self.end_bars()
         if self.as_json and not isinstance(exc, PartialFailure):
-            self.event("error", error=_error_fields(exc))
+            self.event("error", error=error_fields(exc))
         for line in error_lines(exc):
             print(line, file=sys.stderr)
         return exc.exit_status
@@ -110,13 +110,14 @@ class Output:
         self.end_bars()
         for file in result.files:
             self.event("file", **_file_fields(file))
-            if file.error is not None and len(result.files) > 1:
-                for line in error_lines(file.error):
-                    print(line, file=sys.stderr)
-            elif file.error is None:
+            if file.error is None:
                 self.note(_file_line(file))
-        self.say(f"to {printable(result.target)}")
-        self.say(summary_line(result))
+                continue
+            for line in error_lines(file.error):
+                print(line, file=sys.stderr)
+        if len(result.files) > 1 or not result.failed:
+            self.say(f"to {printable(result.target)}")
+            self.say(summary_line(result))
         self.event(
             "summary",
             target=result.target,
@@ -140,8 +141,9 @@ def error_lines(exc: FtransferError) -> list[str]:
     return lines
 
 
-def _error_fields(exc: FtransferError) -> dict[str, Any]:
-    return {"code": exc.code, "message": str(exc), "hint": exc.hint, "retryable": exc.retryable}
+def error_fields(exc: FtransferError) -> dict[str, Any]:
+    """Return an error as scripts read it."""
+    return {"code": exc.code, "path": exc.path, "message": str(exc), "hint": exc.hint, "retryable": exc.retryable}
 
 
 def _file_fields(file: FileResult) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def _file_fields(file: FileResult) -> dict[str, Any]:
         "tail_seconds": round(file.tail_seconds, 6),
         "digest": str(file.digest) if file.digest else None,
         "durable": file.durable,
-        "error": _error_fields(file.error) if file.error else None,
+        "error": error_fields(file.error) if file.error else None,
     }
 
 
@@ -183,7 +185,7 @@ def summary_line(result: TransferResult) -> str:
     for kind in ("same", "skipped"):
         count = sum(file.result == kind for file in result.files)
         if count:
-            parts.append(f"{_files(count)} {_WHY[kind] if len(parts) == 0 else kind}")
+            parts.append(f"{_files(count)} {_WHY[kind]}")
     if result.failed:
         parts.append(f"{len(result.failed)} failed (listed above)")
     return "; ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import signal
 import sys
 
@@ -12,12 +13,14 @@ from ftransfer.paths import printable
 from ftransfer.server import Server
 
 DEFAULT_LISTEN = "127.0.0.1:7788"
+DESCRIPTORS = 4096
 
 
 def serve(options: argparse.Namespace, output: Output) -> int:
     """Serve until told to stop; running transfers may finish for a few seconds, a second signal cuts them."""
     level = logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(message)s")
+    _allow_descriptors()
     server = Server(
         options.folder,
         listen=options.listen or [DEFAULT_LISTEN],
@@ -42,6 +45,14 @@ def serve(options: argparse.Namespace, output: Output) -> int:
     server.close()
     output.say("stopped")
     return 0
+
+
+def _allow_descriptors() -> None:
+    """Ask for as many descriptors as the limits may need: each connection takes one, each open upload three."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _warn(options: argparse.Namespace, output: Output) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ftransfer import net
@@ -11,9 +12,9 @@ from ftransfer.cli.output import Output
 from ftransfer.cli.remotes import remote_for, remote_path, require_url
 from ftransfer.client import Remote
 from ftransfer.digests import Digest
-from ftransfer.errors import PartialFailure, UsageError
+from ftransfer.errors import FtransferError, PartialFailure, UsageError
 from ftransfer.paths import printable
-from ftransfer.results import TransferResult, VerifyResult
+from ftransfer.results import FileResult, TransferResult, VerifyResult
 
 DIFFERENT = 1
 """Exit status of a comparison that found a difference."""
@@ -50,15 +51,16 @@ def upload(options: argparse.Namespace, output: Output) -> int:
             )
     with remote_for(options, address) as remote:
         target = remote_path(address)
+        choices = _choices(options, output)
         if sources == ["-"]:
-            return _report(output, lambda: remote.upload(sys.stdin.buffer, target, **_choices(options, output)))
+            return _report(output, lambda: remote.upload(sys.stdin.buffer, target, **choices), sources, dest)
         if "-" in sources:
             raise UsageError(
                 "standard input cannot be one of several sources", hint="upload it with a command of its own"
             )
         if len(sources) == 1:
-            return _report(output, lambda: remote.upload(sources[0], target, **_choices(options, output)))
-        return _report(output, lambda: remote.upload(sources, target, **_choices(options, output)))
+            return _report(output, lambda: remote.upload(sources[0], target, **choices), sources, dest)
+        return _report(output, lambda: remote.upload(sources, target, **choices), sources, dest)
 
 
 def download(options: argparse.Namespace, output: Output) -> int:
@@ -74,10 +76,10 @@ def download(options: argparse.Namespace, output: Output) -> int:
         if dest == "-":
             if len(names) > 1:
                 raise UsageError("only one file can go to standard output")
-            return _report(output, lambda: remote.download(names[0], sys.stdout.buffer, **choices))
+            return _report(output, lambda: remote.download(names[0], sys.stdout.buffer, **choices), sources, dest)
         if len(names) == 1:
-            return _report(output, lambda: remote.download(names[0], dest, **choices))
-        return _report(output, lambda: remote.download(names, dest, **choices))
+            return _report(output, lambda: remote.download(names[0], dest, **choices), sources, dest)
+        return _report(output, lambda: remote.download(names, dest, **choices), sources, dest)
 
 
 def _one_server(addresses: list[net.Address]) -> None:
@@ -85,18 +87,22 @@ def _one_server(addresses: list[net.Address]) -> None:
         raise UsageError("the sources are on different servers", hint="one command for each server")
 
 
-def _report(output: Output, run: Any) -> int:
+def _report(output: Output, run: Callable[[], TransferResult], sources: list[str], dest: str) -> int:
     try:
-        result: TransferResult = run()
+        output.transfer(run())
     except PartialFailure as exc:
         output.transfer(exc.results)
         return exc.exit_status
-    output.transfer(result)
+    except FtransferError as exc:
+        output.transfer(TransferResult(dest, [FileResult(sources[0], dest, "failed", error=exc)], 0.0))
+        return exc.exit_status
     return 0
 
 
 def verify(options: argparse.Namespace, output: Output) -> int:
     """Compare: takes the arguments of the transfer that it checks, in either direction."""
+    if all(net.is_url(word) for word in options.words):
+        options.words.append(".")  # as download does
     sources, dest = _split(options)
     if net.is_url(dest):
         address = require_url(dest, "the destination")

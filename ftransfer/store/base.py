@@ -17,6 +17,8 @@ from typing import NamedTuple, Self
 from ftransfer.errors import SourceChanged, from_os
 
 FILE, FOLDER, LINK, OTHER = "file", "folder", "link", "other"
+MAX_TIME = (1 << 63) - 1
+"""Nanoseconds before or after 1970."""
 
 
 class Entry(NamedTuple):
@@ -128,9 +130,10 @@ class FileSource(Source):
         self._path = path
         found = os.fstat(fd)
         self.size: int = found.st_size
-        self.mtime_ns: int = found.st_mtime_ns
+        self._exact_mtime_ns = found.st_mtime_ns
+        self.mtime_ns: int = portable_time(found.st_mtime_ns)
         self.mode: int = found.st_mode & 0o777
-        self.fingerprint: str = fingerprint(self.size, self.mtime_ns)
+        self.fingerprint: str = fingerprint(self.size, self._exact_mtime_ns)
         self._sparse = found.st_blocks * 512 < found.st_size
 
     def read_into(self, offset: int, view: memoryview) -> int:
@@ -160,7 +163,7 @@ class FileSource(Source):
             raise SourceChanged(
                 f"its size changed from {self.size} to {found.st_size} bytes while it was read", path=self._path
             )
-        if found.st_mtime_ns != self.mtime_ns:
+        if found.st_mtime_ns != self._exact_mtime_ns:
             raise SourceChanged("it was written to while it was read", path=self._path)
 
     def close(self) -> None:
@@ -182,6 +185,11 @@ def missing(grains: Iterable[Grain], size: int | None) -> list[tuple[int, int | 
     elif at < size:
         gaps.append((at, size - at))
     return gaps
+
+
+def portable_time(mtime_ns: int) -> int:
+    """Return a file's time, cut to what the wire can carry: the years 1678 to 2262."""
+    return max(-MAX_TIME, min(mtime_ns, MAX_TIME))
 
 
 def fingerprint(size: int, mtime_ns: int) -> str:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
-from ftransfer import paths
 from ftransfer.errors import AlreadyExists, Busy, NotAFile, NotFound, UsageError
 from ftransfer.store import base, journal, sync
 from ftransfer.store.folders import (
@@ -28,6 +27,7 @@ from ftransfer.store.folders import (
 )
 from ftransfer.store.staging import LocalStaging
 from ftransfer.store.state import StateFolder
+from ftransfer.store.walking import remove_tree, walk
 
 KEEP_PARTIALS = 14 * 86400
 """Seconds that staged data outlives its last block."""
@@ -82,7 +82,8 @@ class LocalStore(base.Store):
 
     def entries(self, path: str, *, recursive: bool = False) -> Iterator[base.Entry]:
         with translated(path or "the served folder"), folder(self.fd, path.split("/") if path else []) as fd:
-            yield from _walk(fd, "", recursive)
+            for name, found in walk(fd, recursive=recursive):
+                yield _entry(name, found)
 
     def open(self, path: str) -> base.Source:
         parts, name = split(path)
@@ -120,9 +121,7 @@ class LocalStore(base.Store):
             else:
                 self.synced.clear()  # the numbers of removed folders are used again
                 if recursive:
-                    import shutil  # here, because start-up counts and hardly anybody removes a tree
-
-                    shutil.rmtree(name, dir_fd=fd)
+                    remove_tree(name, fd)
                 else:
                     os.rmdir(name, dir_fd=fd)
             self._sync_all([os.dup(fd)])
@@ -253,35 +252,7 @@ class LocalStore(base.Store):
 def _entry(path: str, found: os.stat_result) -> base.Entry:
     kind = kind_of(found.st_mode)
     size = found.st_size if kind == base.FILE else 0
-    return base.Entry(path, kind, size, found.st_mtime_ns, stat.S_IMODE(found.st_mode))
-
-
-def _walk(fd: int, prefix: str, recursive: bool) -> Iterator[base.Entry]:
-    with os.scandir(fd) as scan:
-        names = sorted(entry.name for entry in scan)
-    for name in names:
-        if paths.is_reserved(name) or not _is_utf8(name):
-            continue
-        try:
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        except FileNotFoundError:
-            continue  # removed since it was listed
-        path = prefix + name
-        yield _entry(path, found)
-        if recursive and stat.S_ISDIR(found.st_mode) and path.count("/") < paths.MAX_DEPTH:
-            try:
-                with folder(fd, [name]) as inner:
-                    yield from _walk(inner, path + "/", recursive)
-            except (FileNotFoundError, PermissionError):
-                continue  # listed, but cannot be looked into
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return base.Entry(path, kind, size, base.portable_time(found.st_mtime_ns), stat.S_IMODE(found.st_mode))
 
 
 def _umask() -> int:

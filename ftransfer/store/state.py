@@ -14,7 +14,7 @@ import os
 from typing import Any
 
 from ftransfer import paths
-from ftransfer.errors import Busy
+from ftransfer.errors import Busy, from_os
 from ftransfer.store.folders import FOLDER_FLAGS, translated, unlink_if_there
 
 FOLDER = paths.RESERVED
@@ -36,6 +36,8 @@ class StateFolder:
             except FileNotFoundError:
                 if not create:
                     return None
+            except OSError as exc:
+                raise from_os(exc, FOLDER) from exc
             try:
                 os.mkdir(FOLDER, 0o700, dir_fd=self._root_fd)
             except FileExistsError:

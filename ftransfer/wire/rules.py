@@ -24,6 +24,8 @@ WINDOW = 32
 """Blocks, packs or requests that may stand unanswered."""
 MAX_RANGES = 512
 """Ranges in one `want`; more follow in another."""
+MAX_WANTED = 65_536
+"""Ranges that may be wanted of one file at a time; the rest is asked for at the end."""
 PAGE_BYTES = 32 << 10
 """A page of rows is closed when it has grown to about this many bytes."""
 MAX_ROWS = 1024
@@ -164,7 +166,7 @@ class Message:
                     bad_path = exc
             self.__dict__[name] = value
         if bad_path is not None:
-            raise RefusedName(self.__dict__["t"], bad_path) from bad_path
+            raise RefusedName(self.__dict__["t"], bad_path, kind=self.type) from bad_path
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{self.type} messages are immutable")
@@ -182,6 +184,7 @@ class Message:
 class RefusedName(BadPath):
     """A request whose only fault is a name: it is refused by its number, and the connection goes on."""
 
-    def __init__(self, t: int = 0, why: BadPath | None = None):
+    def __init__(self, t: int = 0, why: BadPath | None = None, *, kind: str = ""):
         super().__init__(why.message if why else "", hint=why.hint if why else None, path=why.path if why else None)
         self.t = t
+        self.kind = kind

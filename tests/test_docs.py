@@ -1,0 +1,109 @@
+"""The examples of the pages: Python runs, commands parse, links to files hold.
+
+Every ```python block of a page runs, in order and in one namespace, in a folder of its own that holds `report.txt`; a
+server listens at `url`. Every command of a ```console or ```sh block is given to the real parser.
+"""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from pages import DOCS, PAGES, TOP, fenced
+
+import ftransfer
+from ftransfer import net
+from ftransfer.cli.arguments import build
+
+REPORT = b"twelve bytes"
+
+
+def name_of(path: Path) -> str:
+    """Return a page's name for the list of tests."""
+    return str(path.relative_to(TOP))
+
+
+WITH_PYTHON = [path for path in PAGES if fenced(path.read_text(encoding="utf-8"), "python")]
+
+
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
+def test_the_python_of_a_page_runs(path: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it raises; what it asserts holds."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "report.txt").write_bytes(REPORT)
+    monkeypatch.chdir(here)
+    with ftransfer.Server(root) as server:
+        names: dict[str, object] = {"url": server.urls[0], "__name__": "example"}
+        try:
+            for line, text in fenced(path.read_text(encoding="utf-8"), "python"):
+                exec(compile("\n" * (line - 1) + text, str(path), "exec"), names)
+        finally:
+            for value in names.values():
+                if isinstance(value, ftransfer.Remote):
+                    value.close()
+
+
+def commands(text: str) -> list[str]:
+    """Return the commands of a page's sessions that call ftransfer, without what the shell does with them."""
+    found = []
+    for _, block in [*fenced(text, "console"), *fenced(text, "sh")]:
+        joined = block.replace("\\\n", " ")
+        for line in joined.splitlines():
+            for part in re.split(r"\||&&|;|\$\(", line):
+                called = re.search(r"(?:^|\s|/)(ftransfer\s.*?)(?:\s\d?>.*|\)\s*|\s*&\s*|\s#.*)?$", part)
+                if called and not line.startswith(("#", "ftransfer ")):
+                    found.append(called[1].strip())
+    return found
+
+
+COMMANDS = [(path, command) for path in PAGES for command in commands(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=lambda v: name_of(v) if isinstance(v, Path) else v)
+def test_the_commands_of_a_page_can_be_typed(path: Path, command: str) -> None:
+    """No page shows an option that does not exist, or an address that is none."""
+    words = shlex.split(command)[1:]
+    if words in (["--version"], ["--help"]) or words[:1] == ["COMMAND"]:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "exit", lambda status: pytest.fail(f"{path}: {command}: status {status}"))
+        options = build().parse_args(words)
+    assert callable(options.run)
+    for word in words:
+        if net.is_url(word):
+            net.parse_url(word)
+
+
+def test_there_are_commands_to_check() -> None:
+    """The pages that show sessions are among those that were looked at."""
+    pages = {path.name for path, _ in COMMANDS}
+    assert {"getting-started.md", "reference.md", "scripts.md", "streams.md"} <= pages
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_the_links_of_a_page_lead_somewhere(path: Path) -> None:
+    """A link to a file of the project names one that exists, and a heading in it that exists."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file) if file else path
+        assert found.exists(), target
+        if anchor:
+            assert anchor in anchors(found), target
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    """A page that says which test tries to break something names a file that is there."""
+    for path in PAGES:
+        for name in re.findall(r"tests/(test_\w+\.py)", path.read_text(encoding="utf-8")):
+            assert (DOCS.parent / "tests" / name).is_file(), f"{name_of(path)}: {name}"

@@ -1,0 +1,213 @@
+"""The pages reference.md and protocol.md against the code: what there is is there, and nothing else."""
+
+import argparse
+import json
+import re
+
+import exchanges
+import pytest
+from pages import bare, page, section, tables
+from xxhash import xxh3_128_hexdigest
+
+from ftransfer import errors, session, wire
+from ftransfer.cli.arguments import build
+from ftransfer.host import Limits
+from ftransfer.wire import rules
+
+PROTOCOL = page("protocol.md")
+REFERENCE = page("reference.md")
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command under its names."""
+    (action,) = [a for a in build()._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(action.choices)
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the options of a parser that its help shows."""
+    return {word for a in parser._actions if a.help != argparse.SUPPRESS for word in a.option_strings}
+
+
+COMMANDS = {name: parser for name, parser in commands().items() if parser.get_default("command") == name}
+
+
+# reference.md
+
+
+def test_every_command_has_a_section() -> None:
+    """Each command, with its other name, is the title of a section under "Commands"; there is no other section."""
+    aliases: dict[str, list[str]] = {}
+    for name, parser in commands().items():
+        aliases.setdefault(parser.get_default("command"), []).append(name)
+    titles = re.findall(r"^### (.*)$", section(REFERENCE, "Commands"), re.MULTILINE)
+    assert titles == [", ".join(names) for names in aliases.values()]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_a_command_is_there(name: str) -> None:
+    """The table of a command's section, with those of the options that many have, names what its parser takes."""
+    parser = COMMANDS[name]
+    title = ", ".join(other for other, one in commands().items() if one.get_default("command") == name)
+    own = named(section(REFERENCE, title))
+    shared = named(section(REFERENCE, "Options of every command"))
+    client = named(section(REFERENCE, "Options of the commands that talk to a server"))
+    transfer = named(section(REFERENCE, "Options of upload and download"))
+    expected = own | shared
+    if "--retry-for" in options(parser):
+        expected |= client
+    if "--no-resume" in options(parser):
+        expected |= transfer
+    assert expected == options(parser)
+
+
+def named(text: str) -> set[str]:
+    """Return the options that the first columns of a text's tables name."""
+    return {word for rows in tables(text) for row in rows for word in re.findall(r"(?<![\w-])--?[\w-]+", bare(row[0]))}
+
+
+def test_no_page_of_the_reference_names_an_option_that_does_not_exist() -> None:
+    """Every `--word` of the page is an option of some command."""
+    known = {word for parser in [build(), *commands().values()] for word in options(parser)}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", REFERENCE)) - known == set()
+
+
+def test_the_choices_of_options_are_there() -> None:
+    """Every value that an option may have is named in the page."""
+    values = {str(v) for parser in COMMANDS.values() for a in parser._actions for v in a.choices or ()}
+    assert {value for value in values if f"`{value}`" not in REFERENCE} == set()
+
+
+def test_the_exit_statuses_are_those_of_the_errors() -> None:
+    """Each status that an error has is in the table, beside the codes that have it."""
+    rows = {int(row[0]): row for row in tables(section(REFERENCE, "Exit statuses"))[0] if row[0].isdigit()}
+    for code, cls in errors.BY_CODE.items():
+        assert f"`{code}`" in rows[cls.exit_status][2]
+    listed = {code for row in rows.values() for code in re.findall(r"`([a-z-]+)`", row[2])}
+    assert listed - {"bad-line"} == errors.BY_CODE.keys()
+
+
+def test_the_limits_of_the_server_are_there() -> None:
+    """Each limit with its default."""
+    rows = {bare(row[0]): row[1] for row in tables(section(REFERENCE, "Limits of the server"))[0]}
+    assert {name: float(rows[name]) for name in Limits._fields} == Limits()._asdict()
+
+
+# protocol.md
+
+
+@pytest.mark.parametrize("name", sorted(wire.BY_TYPE))
+def test_every_message_is_specified(name: str) -> None:
+    """The section of a message has a row for each field: what it may hold and its default; and no other row."""
+    (rows,) = tables(section(PROTOCOL, name))
+    found = {bare(row[0]): (row[1], row[2]) for row in rows}
+    expected = {}
+    for field, (rule, default) in wire.BY_TYPE[name].fields.items():
+        value = list(default) if default == () else default
+        shown = "required" if default is rules._REQUIRED else f"`{json.dumps(value)}`"
+        expected[field] = (rule.words, shown)
+    assert found == expected
+    assert all(row[3] for row in rows)
+
+
+def test_no_message_is_specified_that_does_not_exist() -> None:
+    """The sections under "Messages" are the messages."""
+    titles = re.findall(r"^### (.*)$", section(PROTOCOL, "Messages"), re.MULTILINE)
+    assert sorted(titles) == sorted(wire.BY_TYPE)
+
+
+def steps(rows: list[list[str]]) -> dict[tuple[str, str, str], str]:
+    """Return a table of states as `session` has it."""
+    return {(row[0], row[1], kind): row[3] for row in rows for kind in re.findall(r"`(\w+)`", row[2])}
+
+
+def test_the_state_tables_are_those_of_the_code() -> None:
+    """Connection, transfers and requests step as the page says."""
+    (connection,) = tables(section(PROTOCOL, "Opening"))
+    (transfers,) = tables(section(PROTOCOL, "Transfers"))
+    (answers,) = tables(section(PROTOCOL, "Requests"))
+    assert steps(connection) == session.CONNECTION
+    assert steps(transfers) == session.TRANSFER
+    assert {bare(request): bare(answer) for request, answer in answers} == session.ANSWERS
+
+
+def test_the_error_codes_are_those_of_the_code() -> None:
+    """Each code with its exit status and whether it may pass."""
+    (rows,) = tables(section(PROTOCOL, "Error codes"))
+    found = {bare(row[0]): (int(row[1]), row[2]) for row in rows}
+    assert found == {c: (e.exit_status, "yes" if e.retryable else "no") for c, e in errors.BY_CODE.items()}
+
+
+@pytest.mark.parametrize(
+    "number",
+    [wire.MAX_HEADER, wire.MAX_BLOCK, wire.WINDOW, session.MAX_OPEN, wire.MAX_RANGES, wire.MAX_ROWS, wire.MAX_TEXT],
+)
+def test_the_limits_are_those_of_the_code(number: int) -> None:
+    """Every named limit stands in the table of limits."""
+    (rows,) = tables(section(PROTOCOL, "Numbers and limits"))
+    assert any(re.search(rf"\b{number}\b", row[1]) for row in rows)
+
+
+def exchange(name: str) -> list[exchanges.Frame]:
+    """Return an exchange of the page."""
+    found = re.search(
+        rf"^```{{code-block}} text\n:name: exchange-{name}\n\n(.*?)^```", PROTOCOL, re.MULTILINE | re.DOTALL
+    )
+    assert found
+    return exchanges.read(found[1])
+
+
+EXCHANGES = ["upload", "resume", "download"]
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_the_exchanges_are_frames(name: str) -> None:
+    """Every line of a dump belongs to a frame that the code reads, and that says what is shown beside it."""
+    state = session.Session()
+    if name != "upload":
+        state.state = session.OPEN
+    for frame in exchange(name):
+        assert wire.parse_length(frame.raw[:4]) == len(frame.raw) - 4
+        message = wire.parse(frame.raw[4:])
+        assert message == wire.BY_TYPE[message.type](**json.loads(frame.header))
+        assert frame.body_length == getattr(message, "body", 0)
+        assert state.saw(message, frame.who)
+    assert state.idle
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_the_dumps_are_written_as_they_are_read(name: str) -> None:
+    """The text beside the bytes is that of the bytes."""
+    shown = "\n".join(exchanges.render(exchange(name)))
+    assert shown in PROTOCOL
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_the_hashes_of_the_exchanges_are_right(name: str) -> None:
+    """Blocks and files have the hashes that stand in the dumps."""
+    data = exchanges.NUMBERS if name == "resume" else exchanges.HELLO
+    for frame in exchange(name):
+        message = wire.parse(frame.raw[4:])
+        if isinstance(message, wire.Block):
+            body = data[message.offset : message.offset + message.body]
+            assert body.startswith(frame.body)
+            assert message.hash == xxh3_128_hexdigest(body)
+        elif isinstance(message, wire.End | wire.Receipt):
+            assert message.hash == xxh3_128_hexdigest(data)
+
+
+def test_the_exchanges_are_still_real() -> None:
+    """Recorded anew, client and server say the same, but for what is random."""
+    for name, frames in exchanges.record().items():
+        fresh = frames if name == "upload" else frames[2:]
+        for who in (session.CLIENT, session.SERVER):
+            said = [fixed(f) for f in fresh if f.who == who]
+            assert said == [fixed(f) for f in exchange(name) if f.who == who], (
+                f"record {name} again: {exchanges.__doc__}"
+            )
+
+
+def fixed(frame: exchanges.Frame) -> dict[str, object]:
+    """Return a header without what is random in it."""
+    made: dict[str, object] = json.loads(frame.header)
+    return {key: value for key, value in made.items() if key not in ("session", "transfer", "software")}
