@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ftransfer import wire
+from ftransfer import paths, wire
 from ftransfer.channel import Channel
-from ftransfer.errors import ConnectionLost, from_code
+from ftransfer.errors import BadPath, ProtocolError, from_code
 from ftransfer.progress import Observer, Progress, ignore
 from ftransfer.store.base import Entry
 
@@ -14,9 +14,7 @@ from ftransfer.store.base import Entry
 def answers(channel: Channel, t: int, path: str, observer: Observer = ignore) -> Iterator[wire.Message]:
     """Yield the answers to request `t`, up to the last; raise the error that came in its place."""
     while channel.session.is_open(t):
-        answer = channel.receive()
-        if answer is None:
-            raise ConnectionLost("the server closed the connection")
+        answer = channel.expect()
         if isinstance(answer, wire.Error):
             raise from_code(answer.code, answer.message, hint=answer.hint)
         if isinstance(answer, wire.Working):
@@ -30,5 +28,21 @@ def stream_rows(channel: Channel, request: wire.List | wire.Stat) -> Iterator[En
     channel.send(request)
     for answer in answers(channel, request.t, request.path):
         if isinstance(answer, wire.Entries):
+            _check_rows(answer, request)
             for row in answer.rows:
                 yield Entry(*row)
+
+
+def _check_rows(answer: wire.Entries, request: wire.List | wire.Stat) -> None:
+    """Raise ProtocolError for entries that cannot be an answer: who joins their names to a folder has to stay in it."""
+    if isinstance(request, wire.Stat):
+        if answer.more or len(answer.rows) != 1:
+            raise ProtocolError("the server described not one file")
+        return
+    for row in answer.rows:
+        try:
+            path = paths.check(row[0])
+        except BadPath as exc:
+            raise ProtocolError("the server listed a name that may not be used") from exc
+        if "/" in path and not request.recursive:
+            raise ProtocolError("the server listed what is not in the folder")

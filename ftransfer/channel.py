@@ -115,6 +115,13 @@ class Channel:
             if counts:
                 return message
 
+    def expect(self, patience: float | None = None) -> wire.Message:
+        """Return the next message that counts, where the peer may not leave. Raises what `receive` does."""
+        message = self.receive(patience)
+        if message is None:
+            raise ConnectionLost("the connection was lost (the other side closed it)")
+        return message
+
     def read_body(self, view: memoryview) -> None:
         """Fill `view` from the body of the block that was just received. Raises what `receive` does."""
         self.body_left -= len(view)
@@ -164,7 +171,7 @@ class Channel:
             if count == 0:
                 if at_start and got == 0:
                     return False
-                raise ConnectionLost("the other side closed the connection in the middle")
+                raise ConnectionLost("the connection was lost (the other side closed it in the middle)")
             got += count
             self.bytes_in += count
             if got < len(view):

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from ftransfer import net, paths, wire
 from ftransfer.asking import answers, stream_rows
 from ftransfer.channel import Channel
-from ftransfer.digests import DEFAULT, Digest
+from ftransfer.digests import DEFAULT, HEX_LENGTH, Digest
 from ftransfer.errors import (
     AlreadyExists,
     FtransferError,
@@ -244,7 +244,7 @@ class Remote:
             t = self._link.next_t()
             channel.send(wire.Checksum(t=t, path=path, algorithm=algorithm))
             for answer in answers(channel, t, path, observer):
-                if isinstance(answer, wire.Digest):
+                if isinstance(answer, wire.Digest) and len(answer.hash) == HEX_LENGTH[algorithm]:
                     return Digest(algorithm, answer.hash)
             raise OutOfTurn("the server sent no digest")
 
@@ -362,7 +362,7 @@ def _outcome(run: Callable[[], FileResult], source: str, path: str, several: boo
     try:
         return run()
     except FtransferError as exc:
-        if exc.path is None and not exc.remote:
+        if exc.path is None and not exc.remote and not exc.retryable:
             exc.path = source
         if not several or exc.code == "cancelled":
             raise

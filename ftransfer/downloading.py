@@ -11,7 +11,6 @@ from ftransfer import paths, wire
 from ftransfer.channel import Channel
 from ftransfer.digests import Digest
 from ftransfer.errors import (
-    ConnectionLost,
     FtransferError,
     NotAFile,
     NotFound,
@@ -136,9 +135,7 @@ class Download:
                 if incoming is not None:
                     while incoming.is_behind and not channel.readable():
                         incoming.catch_up()
-                message = channel.receive()
-                if message is None:
-                    raise ConnectionLost("the server closed the connection")
+                message = channel.expect()
                 if isinstance(message, wire.Error):
                     raise from_code(message.code, message.message, hint=message.hint)
                 if isinstance(message, wire.File):

@@ -16,7 +16,6 @@ from ftransfer.channel import Channel
 from ftransfer.errors import (
     Busy,
     Cancelled,
-    ConnectionLost,
     FtransferError,
     OutOfTurn,
     TimedOut,
@@ -134,11 +133,9 @@ class Link:
     @staticmethod
     def _read_welcome(channel: Channel) -> wire.Welcome:
         try:
-            answer = channel.receive(min(channel.timeout, WELCOME_SECONDS))
+            answer = channel.expect(min(channel.timeout, WELCOME_SECONDS))
         except TimedOut as exc:
             raise TimedOut("it took the connection and said nothing", hint="is that an ftransfer server?") from exc
-        if answer is None:
-            raise ConnectionLost("the server closed the connection at once")
         if isinstance(answer, wire.Error):
             raise from_code(answer.code, answer.message, hint=answer.hint)
         if not isinstance(answer, wire.Welcome) or answer.version != wire.VERSION:

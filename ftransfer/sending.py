@@ -14,7 +14,6 @@ from collections.abc import Callable
 from ftransfer import digests, wire
 from ftransfer.channel import Channel
 from ftransfer.errors import (
-    ConnectionLost,
     DiskError,
     FtransferError,
     IntegrityError,
@@ -39,14 +38,14 @@ MOST_DAMAGED = 20
 """Times that one block may be reported damaged before it is not the line's fault."""
 _ZEROS = bytes(CHUNK)
 
-Receive = Callable[[], "wire.Message | None"]
+Receive = Callable[[], wire.Message]
 
 
 class Pace:
     """Chooses the size of the next block by what the line has carried."""
 
     def __init__(self, largest: int = wire.MAX_BLOCK) -> None:
-        self.block = FIRST_BLOCK
+        self.block = min(FIRST_BLOCK, largest)
         self._largest = largest
         self._since = time.monotonic()
         self._count = 0
@@ -204,7 +203,7 @@ class Sender:
         largest_block: int = wire.MAX_BLOCK,
     ):
         self._channel = channel
-        self._receive = receive or channel.receive
+        self._receive = receive or channel.expect
         self._other = other
         self._buffer = memoryview(bytearray(largest_block))
         self._pace = Pace(largest_block)
@@ -249,8 +248,6 @@ class Sender:
         wait = out.ended or not (out.may_send or out.all_sent)
         while wait or self._channel.readable():
             message = self._receive()
-            if message is None:
-                raise ConnectionLost("the other side closed the connection")
             receipt = self._take(out, message)
             if receipt is not None:
                 return receipt

@@ -173,6 +173,13 @@ class Connection:
                 return None
             raise
 
+    def _expect(self) -> wire.Message:
+        """Return the next message while a file is on its way out, when the client may not leave."""
+        message = self._receive()
+        if message is None:
+            raise ConnectionLost("the client left in the middle")
+        return message
+
     def _receive(self, patience: float | None = None) -> wire.Message | None:
         """Return the next message; a request whose only fault is a name is refused here."""
         while True:
@@ -277,7 +284,7 @@ class Connection:
                 mode=source.mode,
             )
             self.channel.send(announced)
-            sender = Sender(self.channel, receive=self._receive, other=self._queue.append)
+            sender = Sender(self.channel, receive=self._expect, other=self._queue.append)
             try:
                 receipt = sender.run(out)
             except FtransferError as exc:

@@ -104,7 +104,7 @@ class _Show:
         result = remote.verify(back, "big.bin")
         print(f"{'same' if result.same else 'different'}: back.bin  {result.local_digest}")
         if not result.same or remote.verify(big, "big.bin").same is False:
-            raise FtransferError("the demonstration found a difference, which is a bug")
+            raise FtransferError("the demonstration found a difference")
 
     def _compare_all(self, remote: Remote, names: list[str]) -> None:
         print(f"\n$ ftransfer verify {_quoted(os.path.join(self.folder, '*'))} {self.url}samples/")
@@ -112,7 +112,7 @@ class _Show:
             result = remote.verify(os.path.join(self.folder, name), f"samples/{name}")
             print(f"{'same' if result.same else 'different'}: {paths.printable(name)}  {result.local_digest}")
             if not result.same:
-                raise FtransferError("the demonstration found a difference, which is a bug")
+                raise FtransferError("the demonstration found a difference")
 
 
 def _files_below(folder: str) -> Iterator[str]:

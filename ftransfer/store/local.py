@@ -26,7 +26,7 @@ from ftransfer.store.folders import (
     unlink_if_there,
 )
 from ftransfer.store.staging import LocalStaging
-from ftransfer.store.state import StateFolder
+from ftransfer.store.state import StateFolder, journal_prefix
 from ftransfer.store.walking import remove_tree, walk
 
 KEEP_PARTIALS = 14 * 86400
@@ -174,6 +174,8 @@ class LocalStore(base.Store):
                     os.close(fd)
         except OSError:
             return None
+        # If we were killed just after the commit, its journal is still there.
+        self.drop_others(description.path)
         return base.Committed(record["path"], record["size"], record["hex"], self.capabilities.durable)
 
     def claim(self, description: base.Description, *, resume: bool = True) -> base.Staging:
@@ -224,6 +226,13 @@ class LocalStore(base.Store):
             os.close(fd)
         self.state.tidy()
         return True
+
+    def drop_others(self, path: str, but: str = "") -> None:
+        """Drop what is staged for a path, unless somebody is writing it or it is the journal `but`."""
+        prefix = journal_prefix(path)
+        for name in self.state.journals():
+            if name.startswith(prefix) and name != but:
+                self.drop(name)
 
     def sweep(self) -> int:
         now = time.time_ns()

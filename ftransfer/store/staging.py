@@ -14,13 +14,13 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+from xxhash import xxh3_64_intdigest
 
 from ftransfer import paths
 from ftransfer.errors import AlreadyExists, DiskError, NotAFile, from_os
 from ftransfer.store import base, journal, sync
 from ftransfer.store.folders import Chain, links_refused, open_folder, split, translated, unlink_if_there
-from ftransfer.store.state import JOURNAL, RECEIPTS
+from ftransfer.store.state import JOURNAL, RECEIPTS, journal_prefix
 
 if TYPE_CHECKING:
     from ftransfer.store.local import LocalStore
@@ -78,7 +78,7 @@ class LocalStaging(base.Staging):
         # Without resuming only this very attempt may go on, when it comes back on another connection.
         identity = (d.fingerprint if resume else None) or d.transfer or os.urandom(8).hex()
         content = xxh3_64_intdigest(f"{d.size} {identity}".encode())
-        return f"{xxh3_128_hexdigest(d.path.encode())}-{content:016x}{JOURNAL}"
+        return f"{journal_prefix(d.path)}{content:016x}{JOURNAL}"
 
     def _take_up(self, resume: bool) -> None:
         self._key_name = self._key(resume)
@@ -237,7 +237,7 @@ class LocalStaging(base.Staging):
                 sync.sync_folder(self._folder)
                 self._chain.sync()
         self._store.state.remove(self._key_name)
-        self._drop_superseded()
+        self._store.drop_others(self._description.path, self._key_name)
         self._close()
         self._store.state.tidy()
         return base.Committed("/".join([*self._parts, name]), size, hex_digits, durable)
@@ -308,13 +308,6 @@ class LocalStaging(base.Staging):
             "hex": hex_digits,
         }
         self._store.state.write_receipt(d.transfer, record)
-
-    def _drop_superseded(self) -> None:
-        """Drop what is staged for other content of the same path, unless somebody is writing it."""
-        prefix = self._key_name.partition("-")[0]
-        for partial in self._store.state.journals():
-            if partial.startswith(prefix) and partial != self._key_name:
-                self._store.drop(partial)
 
     def release(self) -> None:
         self._close()

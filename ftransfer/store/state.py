@@ -13,6 +13,8 @@ import json
 import os
 from typing import Any
 
+from xxhash import xxh3_128_hexdigest
+
 from ftransfer import paths
 from ftransfer.errors import Busy, from_os
 from ftransfer.store.folders import FOLDER_FLAGS, translated, unlink_if_there
@@ -21,6 +23,11 @@ FOLDER = paths.RESERVED
 JOURNAL = ".journal"
 RECEIPTS = "receipts"
 _ATTEMPTS = 100
+
+
+def journal_prefix(path: str) -> str:
+    """Return what the names of all journals of a path begin with."""
+    return f"{xxh3_128_hexdigest(path.encode())}-"
 
 
 class StateFolder:

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 
 from ftransfer import paths
+from ftransfer.errors import BadPath
 from ftransfer.store.folders import FOLDER_FLAGS, unlink_if_there
 
 Identity = tuple[int, int]
@@ -22,11 +23,12 @@ Identity = tuple[int, int]
 def walk(top: int, *, recursive: bool) -> Iterator[tuple[str, os.stat_result]]:
     """Yield (path, status) of what is in the folder behind a descriptor, sorted by name, each folder before its own.
 
-    Reserved names, names that are no UTF-8 and paths that are too long for the wire are left out. Raises OSError.
+    What no request could name is left out: reserved names, names that are no UTF-8, paths too long or too deep.
+    Raises OSError.
     """
     fd = os.dup(top)
     try:
-        stack = [("", iter(_usable_names(fd)), _identity(fd))]
+        stack = [("", iter(sorted(os.listdir(fd))), _identity(fd))]
         while stack:
             prefix, names, _ = stack[-1]
             name = next(names, None)
@@ -34,13 +36,11 @@ def walk(top: int, *, recursive: bool) -> Iterator[tuple[str, os.stat_result]]:
                 stack.pop()
                 fd = _up(fd, stack[-1][2]) if stack else fd
                 continue
-            path = prefix + name
             try:
+                path = paths.check(prefix + name)
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # removed since it was listed
-            if len(path) > paths.MAX_PATH:
-                continue
+            except (BadPath, FileNotFoundError):
+                continue  # not for the wire, or removed since it was listed
             yield path, found
             if recursive and stat.S_ISDIR(found.st_mode):
                 try:
@@ -49,7 +49,7 @@ def walk(top: int, *, recursive: bool) -> Iterator[tuple[str, os.stat_result]]:
                     continue  # listed, but cannot be looked into
                 os.close(fd)
                 fd = inner
-                stack.append((path + "/", iter(_usable_names(fd)), _identity(fd)))
+                stack.append((path + "/", iter(sorted(os.listdir(fd))), _identity(fd)))
     finally:
         os.close(fd)
 
@@ -76,18 +76,6 @@ def remove_tree(name: str, dir_fd: int) -> None:
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=dir_fd)
-
-
-def _usable_names(fd: int) -> list[str]:
-    return sorted(name for name in os.listdir(fd) if not paths.is_reserved(name) and _is_utf8(name))
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _remove_files(fd: int) -> list[str]:
