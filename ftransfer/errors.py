@@ -230,6 +230,8 @@ BY_CODE = _leaves(FtransferError)
 def from_code(code: str, message: str, *, hint: str | None, path: str | None = None) -> FtransferError:
     """Return the exception for an error that the other end reported."""
     cls = RemoteDiskError if code == "disk" else BY_CODE.get(code, FtransferError)
+    if cls is Cancelled:
+        cls = FtransferError  # nobody here has asked for it
     error = cls(message, hint=hint, path=path, remote=True)
     if cls is FtransferError:
         error.code = code

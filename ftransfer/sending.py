@@ -34,6 +34,8 @@ BLOCK_SECONDS = 2.0
 """What a block may take on the line, so that a bad line always gets forward."""
 SIGN_OF_LIFE = 2.0
 """Seconds between two signs of life of an end that is busy."""
+ANSWERS = 0.2
+"""Seconds after which a sender that waits for its source looks for answers."""
 MOST_DAMAGED = 20
 """Times that one block may be reported damaged before it is not the line's fault."""
 _ZEROS = bytes(CHUNK)
@@ -235,10 +237,11 @@ class Sender:
 
     def _step(self, out: Outgoing) -> None:
         if out.may_send:
-            if out.source.ready(out.todo[0][0], SIGN_OF_LIFE):
+            if out.source.ready(out.todo[0][0], min(ANSWERS, SIGN_OF_LIFE)):
                 self._send_piece(out)
-            else:
+            elif time.monotonic() - out.last_sent >= SIGN_OF_LIFE:
                 self._channel.send(wire.Working(t=out.t, phase="waiting", done=out.confirmed))
+                out.last_sent = time.monotonic()
         elif out.all_sent and not out.ended:
             self._finish(out)
         # else the next answers are waited for

@@ -162,9 +162,13 @@ class Connection:
         """Return the next message; while none has arrived, hash what was staged before."""
         if self._queue:
             return self._queue.popleft()
-        for incoming in self._incoming.values():
-            while incoming.is_behind and not self.channel.readable():
-                incoming.catch_up()
+        for t, incoming in list(self._incoming.items()):
+            try:
+                while incoming.is_behind and not self.channel.readable():
+                    incoming.catch_up()
+            except DiskError as exc:
+                self._let_go(t, exc.code)
+                self.channel.send(wire.error_message(exc, t))
         idle = self.channel.session.idle
         try:
             return self._receive(self._server.limits.idle_seconds if idle else None)
@@ -248,7 +252,7 @@ class Connection:
         try:
             done = incoming.end(end)
         except AlreadyExists:
-            if put.if_exists == "fail":
+            if put.if_exists not in ("newer", "skip"):
                 raise
             self.channel.send(_receipt(end.t, "skipped", put.path, end.size))
             self._let_go(end.t, "skipped")
@@ -284,7 +288,7 @@ class Connection:
                 mode=source.mode,
             )
             self.channel.send(announced)
-            sender = Sender(self.channel, receive=self._expect, other=self._queue.append)
+            sender = Sender(self.channel, receive=self._expect, other=self._later)
             try:
                 receipt = sender.run(out)
             except FtransferError as exc:

@@ -39,45 +39,36 @@ MOST_LINKS = 10_000
 """Entries that a store remembers as synced."""
 
 
-class Chain:
-    """The entries of folders on the way from the root to a file; what is in a folder is as durable as they are.
+class Synced:
+    """The entries of folders that are known to be on the disk; what is in a folder is as durable as they are.
 
     A folder that is there may have been made a moment ago by somebody who has not synced it, or by an earlier try of
-    ours, so every entry counts as not synced until it is in `synced`, which the store's threads share.
+    ours, so every entry counts as not synced until it was synced here. Shared by the threads of a store.
     """
 
-    def __init__(self, synced: set[Link]):
-        self._synced = synced
-        self._open: list[tuple[int, Link]] = []
+    def __init__(self) -> None:
+        self._links: set[Link] = set()
 
-    def add(self, fd: int, inner: int, *, made: bool) -> None:
-        """Take note of the folder `inner` in the folder `fd`."""
+    def ensure(self, fd: int, inner: int, *, made: bool) -> None:
+        """Return when the entry of the folder `inner` in the folder `fd` is on the disk."""
         above, below = os.fstat(fd), os.fstat(inner)
         link = (above.st_dev, above.st_ino, below.st_dev, below.st_ino)
-        if made:
-            self._synced.discard(link)  # an inode's number is used again
-        if link not in self._synced:
-            self._open.append((os.dup(fd), link))
+        if link in self._links and not made:  # an inode's number is used again
+            return
+        sync.sync_folder(fd)
+        if len(self._links) >= MOST_LINKS:
+            self._links.clear()
+        self._links.add(link)
 
-    def sync(self) -> None:
-        """Return when all of them are on the disk."""
-        for fd, link in self._open:
-            sync.sync_folder(fd)
-            if len(self._synced) >= MOST_LINKS:
-                self._synced.clear()
-            self._synced.add(link)
-
-    def close(self) -> None:
-        """Let go of the folders."""
-        for fd, _ in self._open:
-            os.close(fd)
-        self._open = []
+    def clear(self) -> None:
+        """Forget them: folders have been removed, and their numbers are used again."""
+        self._links.clear()
 
 
-def open_folder(root_fd: int, parts: list[str], *, create: bool = False, chain: Chain | None = None) -> int:
+def open_folder(root_fd: int, parts: list[str], *, create: bool = False, synced: Synced | None = None) -> int:
     """Return a descriptor of the folder, which the caller closes.
 
-    Arguments: `create` makes what is missing; `chain` is told of every folder on the way. Raises OSError.
+    Arguments: `create` makes what is missing; `synced` makes every folder on the way durable. Raises OSError.
     """
     fd = os.dup(root_fd)
     try:
@@ -90,10 +81,12 @@ def open_folder(root_fd: int, parts: list[str], *, create: bool = False, chain: 
                     raise
                 inner = _make(fd, part)
                 made = True
-            if chain is not None:
-                chain.add(fd, inner, made=made)
-            os.close(fd)
-            fd = inner
+            try:
+                if synced is not None:
+                    synced.ensure(fd, inner, made=made)
+            finally:
+                os.close(fd)
+                fd = inner
     except BaseException:
         os.close(fd)
         raise

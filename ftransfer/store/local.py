@@ -11,13 +11,11 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import closing
 
 from ftransfer.errors import AlreadyExists, Busy, NotAFile, NotFound, UsageError
 from ftransfer.store import base, journal, sync
 from ftransfer.store.folders import (
-    Chain,
-    Link,
+    Synced,
     folder,
     links_refused,
     open_folder,
@@ -62,7 +60,7 @@ class LocalStore(base.Store):
         with translated(self.root):
             self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.state = StateFolder(self.fd)
-        self.synced: set[Link] = set()
+        self.synced = Synced() if durable else None
         self.new_file_mode = 0o666 & ~_umask()
 
     def close(self) -> None:
@@ -101,10 +99,7 @@ class LocalStore(base.Store):
         parts, name = split(path)
         with translated(path):
             if parents:
-                with closing(Chain(self.synced)) as chain:
-                    os.close(open_folder(self.fd, [*parts, name], create=True, chain=chain))
-                    if self.capabilities.durable:
-                        chain.sync()
+                os.close(open_folder(self.fd, [*parts, name], create=True, synced=self.synced))
                 return
             try:
                 with folder(self.fd, parts) as fd:
@@ -119,7 +114,8 @@ class LocalStore(base.Store):
             if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=fd)
             else:
-                self.synced.clear()  # the numbers of removed folders are used again
+                if self.synced is not None:
+                    self.synced.clear()
                 if recursive:
                     remove_tree(name, fd)
                 else:
@@ -161,17 +157,15 @@ class LocalStore(base.Store):
             return None
         parts, name = split(record["path"])
         try:
-            with closing(Chain(self.synced)) as chain:
-                fd = open_folder(self.fd, parts, chain=chain)
-                try:
-                    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                    if [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns] != record["file"]:
-                        return None
-                    if self.capabilities.durable:
-                        sync.sync_folder(fd)
-                        chain.sync()
-                finally:
-                    os.close(fd)
+            fd = open_folder(self.fd, parts, synced=self.synced)
+            try:
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns] != record["file"]:
+                    return None
+                if self.synced is not None:
+                    sync.sync_folder(fd)
+            finally:
+                os.close(fd)
         except OSError:
             return None
         # If we were killed just after the commit, its journal is still there.

@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 from ftransfer import paths
 from ftransfer.errors import AlreadyExists, DiskError, NotAFile, from_os
 from ftransfer.store import base, journal, sync
-from ftransfer.store.folders import Chain, links_refused, open_folder, split, translated, unlink_if_there
+from ftransfer.store.folders import links_refused, open_folder, split, translated, unlink_if_there
 from ftransfer.store.state import JOURNAL, RECEIPTS, journal_prefix
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class LocalStaging(base.Staging):
         self._store = store
         self._description = description
         self._parts, self._name = split(description.path)
-        self._chain = Chain(store.synced)
         self._folder = self._fd = self._journal = -1
         self._open_offset = self._open_length = self._open_at = 0
         self._unwritten_back = 0
@@ -50,7 +49,7 @@ class LocalStaging(base.Staging):
         self.inherited = 0
         with translated(description.path):
             try:
-                self._folder = open_folder(store.fd, self._parts, create=True, chain=self._chain)
+                self._folder = open_folder(store.fd, self._parts, create=True, synced=store.synced)
                 self._check_target()
                 self._take_up(resume)
             except BaseException:
@@ -235,7 +234,6 @@ class LocalStaging(base.Staging):
                 raise
             if durable:
                 sync.sync_folder(self._folder)
-                self._chain.sync()
         self._store.state.remove(self._key_name)
         self._store.drop_others(self._description.path, self._key_name)
         self._close()
@@ -314,9 +312,11 @@ class LocalStaging(base.Staging):
 
     def discard(self) -> None:
         if self._fd >= 0:
-            unlink_if_there(self._head.staged, self._folder)
-            self._store.state.remove(self._key_name)
-            self._close()
+            try:
+                unlink_if_there(self._head.staged, self._folder)
+                self._store.state.remove(self._key_name)
+            finally:
+                self._close()
             self._store.state.tidy()
 
     def _close(self) -> None:
@@ -324,7 +324,6 @@ class LocalStaging(base.Staging):
             if fd >= 0:
                 os.close(fd)
         self._fd = self._journal = self._folder = -1
-        self._chain.close()
 
 
 def copies(name: str) -> Iterator[str]:

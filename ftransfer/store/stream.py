@@ -49,8 +49,11 @@ class StreamStaging(Staging):
             self._written += len(data)
 
     def _put(self, data: bytes) -> None:
+        left = memoryview(data)
         try:
-            self._out.write(data)
+            while left:
+                count: object = self._out.write(left)  # unbuffered files may take less than all
+                left = left[count:] if isinstance(count, int) else left[:0]
         except BrokenPipeError:
             raise
         except OSError as exc:

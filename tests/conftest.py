@@ -1,0 +1,54 @@
+"""Fixtures that every test may ask for."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from support import Peer
+
+import ftransfer
+
+# Short and the same in every run: what hypothesis finds beyond it becomes a vector or a test of its own.
+settings.register_profile(
+    "fixed", max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("fixed")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An empty folder that a server may serve."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[ftransfer.Server]:
+    """A real server of `root` on a free port, in this process."""
+    with ftransfer.Server(root, durable=False) as running:
+        yield running
+
+
+@pytest.fixture
+def peer(server: ftransfer.Server) -> Iterator[Peer]:
+    """A greeted connection to `server` that speaks frames by hand."""
+    with Peer.dial(server.urls[0]) as made:
+        yield made
+
+
+@pytest.fixture
+def remote(server: ftransfer.Server) -> Iterator[ftransfer.Remote]:
+    """A real client of `server`, without retries."""
+    with ftransfer.connect(server.urls[0], timeout=20, retry_for=0) as made:
+        yield made
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    """A local file of 3 MiB and a bit, of random bytes."""
+    path = tmp_path / "data.bin"
+    path.write_bytes(os.urandom((3 << 20) + 12345))
+    return path
