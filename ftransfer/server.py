@@ -122,8 +122,9 @@ class Server:
 
     def stop(self) -> None:
         """Ask `serve_forever` to return; may be called from a signal handler."""
-        self.closing = True
-        self._grace_until = time.monotonic() + self.limits.grace_seconds
+        if not self.closing:
+            self._grace_until = time.monotonic() + self.limits.grace_seconds
+            self.closing = True  # last: who sees it looks at the other
         try:
             self._wake_in.send(b".")
         except OSError:
