@@ -47,6 +47,7 @@ class Channel:
         timeout: float = 60.0,
         check: Callable[[], None] | None = None,
         throttle: Callable[[int], None] | None = None,
+        slice_size: int = SLICE,
     ):
         self.socket = sock
         self.session = Session()
@@ -58,6 +59,7 @@ class Channel:
         self._peer = SERVER if role == CLIENT else CLIENT
         self._check = check or _nothing
         self._throttle = throttle
+        self._slice = slice_size
         self._prefix = bytearray(4)
         self._scratch: memoryview | None = None
         self._poll = select.poll()
@@ -125,9 +127,14 @@ class Channel:
     def read_body(self, view: memoryview) -> None:
         """Fill `view` from the body of the block that was just received. Raises what `receive` does."""
         self.body_left -= len(view)
-        self._fill(view, time.monotonic() + self.timeout + len(view) / LEAST_RATE)
-        if self._throttle:
-            self._throttle(len(view))
+        deadline = time.monotonic() + self.timeout + len(view) / LEAST_RATE
+        if self._throttle is None:
+            self._fill(view, deadline)
+            return
+        for at in range(0, len(view), self._slice):
+            piece = view[at : at + self._slice]
+            self._fill(piece, deadline + at / LEAST_RATE)
+            self._throttle(len(piece))
 
     def send(self, message: wire.Message, body: Body = b"") -> None:
         """Send a message and its body. Raises OutOfTurn, TimedOut, ConnectionLost, what `check` raises."""
@@ -140,7 +147,7 @@ class Channel:
             self._send_all(memoryview(frame), deadline)
             return
         view = memoryview(body)
-        step = len(view) if self._throttle is None else min(SLICE, wire.MIN_BLOCK)
+        step = len(view) if self._throttle is None else self._slice
         self._send_all(memoryview(frame), deadline, socket.MSG_MORE if hasattr(socket, "MSG_MORE") else 0)
         for at in range(0, len(view), step):
             piece = view[at : at + step]

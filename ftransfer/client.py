@@ -12,20 +12,21 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from ftransfer import net, paths, wire
 from ftransfer.asking import answers, stream_rows
 from ftransfer.channel import Channel
+from ftransfer.comparing import compare
 from ftransfer.digests import DEFAULT, HEX_LENGTH, Digest
 from ftransfer.errors import (
     AlreadyExists,
     FtransferError,
     NotFound,
     OutOfTurn,
-    PartialFailure,
     ProtocolError,
     UsageError,
 )
 from ftransfer.link import Link, Patience
 from ftransfer.progress import Observer, ignore
 from ftransfer.results import FileResult, Pong, TransferResult, VerifyResult
-from ftransfer.sources import Uploadable, checksum_file
+from ftransfer.several import finish, outcome, resolve
+from ftransfer.sources import Uploadable
 from ftransfer.store.base import FOLDER, Entry, Partial
 from ftransfer.uploading import Upload
 
@@ -107,22 +108,24 @@ class Remote:
         several = isinstance(source, (list, tuple))
         sources: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
         started = time.monotonic()
+        names = [os.path.abspath(os.fspath(s)) if isinstance(s, (str, os.PathLike)) else None for s in sources]
+        places = resolve(names, lambda name: paths.check(self._path(self.target(dest + "/" * several, name))))
         files = []
-        for one in sources:
-            name = os.path.abspath(os.fspath(one)) if isinstance(one, (str, os.PathLike)) else None
-            where = paths.check(self._path(self.target(dest + "/" * several, name)))
+        for one, where in zip(sources, places, strict=True):
             upload = Upload(self._link, one, where, algorithm=algorithm, observer=observer)
             run = lambda u=upload: self._upload_one(u, compare, if_exists, resume)  # noqa: E731
-            files.append(_outcome(run, upload.name, where, several))
+            files.append(outcome(run, upload.name, where, several))
         shown = self._path(dest) if several else files[0].path
-        return _finish(TransferResult(str(self.address.at(shown)), files, time.monotonic() - started))
+        return finish(TransferResult(str(self.address.at(shown)), files, time.monotonic() - started))
 
     def _upload_one(self, upload: Upload, compare: str, if_exists: str, resume: bool) -> FileResult:
-        if compare == "hash" and (same := self._same_by_hash(upload.name, upload.path, upload.algorithm)):
+        if compare == "hash" and (
+            same := self._same_by_hash(upload.name, upload.path, upload.algorithm, upload.observer)
+        ):
             return same
         return upload.run(compare="quick" if compare == "quick" else "none", if_exists=if_exists, resume=resume)
 
-    def _same_by_hash(self, local: str, path: str, algorithm: str) -> FileResult | None:
+    def _same_by_hash(self, local: str, path: str, algorithm: str, observer: Observer) -> FileResult | None:
         """Return a result if both ends hold the same bytes already."""
         try:
             if not os.path.isfile(local) or self._stat(path).size != os.path.getsize(local):
@@ -130,7 +133,7 @@ class Remote:
         except NotFound:
             return None
         started = time.monotonic()
-        both = self._verify(local, path, algorithm, ignore)
+        both = self._verify(local, path, algorithm, observer)
         if not both.same:
             return None
         size = os.path.getsize(local)
@@ -159,19 +162,21 @@ class Remote:
 
         sources: list[str] = [source] if isinstance(source, str) else list(source)
         started = time.monotonic()
+        remote = resolve(sources, lambda name: paths.check(self._path(name)))
+        places: list[str | IO[bytes]] = [dest] * len(remote) if not isinstance(dest, (str, os.PathLike)) else []
+        if isinstance(dest, (str, os.PathLike)):
+            places += resolve(remote, lambda path: local_target(dest, path, several))
         files = []
-        for one in sources:
-            path = paths.check(self._path(one))
-            where = local_target(dest, path, several) if isinstance(dest, (str, os.PathLike)) else dest
+        for path, where in zip(remote, places, strict=True):
             job = Download(self._link, path, where, algorithm=algorithm, durable=durable, observer=observer)
             run = lambda d=job: self._download_one(d, compare, if_exists, resume)  # noqa: E731
-            files.append(_outcome(run, path, job.name, several))
+            files.append(outcome(run, path, job.name, several))
         shown = os.fspath(dest) if several and isinstance(dest, (str, os.PathLike)) else files[0].path
-        return _finish(TransferResult(shown, files, time.monotonic() - started))
+        return finish(TransferResult(shown, files, time.monotonic() - started))
 
     def _download_one(self, job: Download, compare: str, if_exists: str, resume: bool) -> FileResult:
         if job.exists:
-            if compare == "hash" and (same := self._same_by_hash(job.name, job.path, job.algorithm)):
+            if compare == "hash" and (same := self._same_by_hash(job.name, job.path, job.algorithm, job.observer)):
                 job.drop_parts()
                 return same._replace(source=job.path, path=job.name)
             decided = job.decide(self._stat(job.path), compare, if_exists)
@@ -209,29 +214,14 @@ class Remote:
         return paths.join(path.strip("/"), source.rpartition("/")[2])
 
     def _verify(self, local: str, path: str, algorithm: str, observer: Observer) -> VerifyResult:
-        ours: list[Digest | FtransferError] = []
-
-        def hash_here() -> None:
-            try:
-                ours.append(checksum_file(local, algorithm))
-            except FtransferError as exc:
-                ours.append(exc)
-
-        thread = threading.Thread(target=hash_here, name="ftransfer-hash")
-        thread.start()
-        theirs: Digest | None = None
-        try:
-            theirs = self._checksum(path, algorithm, observer)
-        except NotFound:
-            pass
-        finally:
-            thread.join()
-        found = ours[0]
-        if isinstance(found, FtransferError):
-            if not isinstance(found, NotFound) or theirs is None:
-                raise found
-            return VerifyResult(local, path, None, theirs)
-        return VerifyResult(local, path, found, theirs)
+        return compare(
+            local,
+            path,
+            lambda: self._checksum(path, algorithm, observer),
+            algorithm=algorithm,
+            observer=observer,
+            check=self._link.check,
+        )
 
     # Looking around and changing.
 
@@ -292,13 +282,18 @@ class Remote:
 
     def move(self, path: str, target: str) -> None:
         """Give a file or folder another name. Raises AlreadyExists if that is taken."""
-        self._change(lambda t: wire.Move(t=t, path=self._path(path), target=self._path(target)))
+        where, to = self._path(path), self._path(target)
+        if self._change(lambda t: wire.Move(t=t, path=where, target=to), done_if=NotFound):
+            self._stat(to)  # it is gone from its old name: moved, unless it was never there
 
-    def _change(self, make: Callable[[int], wire.Message], *, done_if: type[FtransferError] | None = None) -> None:
-        """Ask for a change; where the answer was lost, `done_if` on the next try means that it had been made."""
+    def _change(self, make: Callable[[int], wire.Message], *, done_if: type[FtransferError]) -> bool:
+        """Ask for a change; where the answer was lost, `done_if` on the next try means that it had been made.
+
+        Returns whether that was so.
+        """
         tries = 0
 
-        def ask(channel: Channel) -> None:
+        def ask(channel: Channel) -> bool:
             nonlocal tries
             tries += 1
             t = self._link.next_t()
@@ -307,10 +302,12 @@ class Remote:
                 for _ in answers(channel, t, ""):
                     pass
             except FtransferError as exc:
-                if tries == 1 or done_if is None or not isinstance(exc, done_if):
+                if tries == 1 or not isinstance(exc, done_if):
                     raise
+                return True
+            return False
 
-        self._link.run(ask)
+        return self._link.run(ask)
 
     def partials(self, path: str = "", *, clear: bool = False) -> builtins.list[Partial]:
         """Return what is staged and unfinished below a path; with `clear` what was dropped."""
@@ -355,24 +352,3 @@ class Remote:
         """Return a path below the folder of the address."""
         inner = path.strip("/")
         return paths.check(paths.join(self.address.path, inner) if inner else self.address.path, root=True)
-
-
-def _outcome(run: Callable[[], FileResult], source: str, path: str, several: bool) -> FileResult:
-    """Return the outcome of one file; among several a failure is an outcome, alone it is raised."""
-    try:
-        return run()
-    except FtransferError as exc:
-        if exc.path is None and not exc.remote and not exc.retryable:
-            exc.path = source
-        if not several or exc.code == "cancelled":
-            raise
-        return FileResult(source, path, "failed", error=exc)
-
-
-def _finish(result: TransferResult) -> TransferResult:
-    if not result.failed:
-        return result
-    if len(result.files) == 1:
-        assert result.files[0].error is not None
-        raise result.files[0].error
-    raise PartialFailure(f"{len(result.failed)} of {len(result.files)} files failed", results=result)

@@ -118,12 +118,17 @@ class Listed(NamedTuple):
 
     hex: str
     name: str
+    algorithm: str | None = None
+    """As the line says it (`--tag`), else None."""
 
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 _UNESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
-_GNU = re.compile(r"(?P<escaped>\\?)(?:XXH3_)?(?P<hex>[0-9A-Fa-f]{32,64}) [ *](?P<name>.+)", re.DOTALL)
-_BSD = re.compile(r"(?P<escaped>\\?)(?:XXH128|SHA256|MD5) \((?P<name>.+)\) = (?P<hex>[0-9A-Fa-f]{32,64})", re.DOTALL)
+_HEX = "(?P<hex>[0-9A-Fa-f]{32,64})"
+_GNU = re.compile(rf"(?P<escaped>\\?){_HEX} [ *](?P<name>.+)", re.DOTALL)
+_BSD = re.compile(
+    r"(?P<escaped>\\?)(?P<tag>XXH128|SHA256|MD5) \((?P<name>.+)\) = (?P<hex>[0-9A-Fa-f]{32,64})", re.DOTALL
+)
 
 
 def format_line(hex_digits: str, name: str) -> str:
@@ -154,7 +159,10 @@ def parse_lines(lines: Iterable[str]) -> Iterator[Listed]:
             if re.search(r"(?:^|[^\\])(?:\\\\)*\\(?![\\nr])", name):
                 raise BadLine(f"line {number} has an unknown escape", number=number)
             name = re.sub(r"\\[\\nr]", lambda found: _UNESCAPES[found[0]], name)
-        yield Listed(match["hex"].lower(), name)
+        algorithm = match.groupdict().get("tag", "").lower() or None
+        if algorithm and len(match["hex"]) != HEX_LENGTH[algorithm]:
+            raise BadLine(f"line {number} is not a checksum line", number=number)
+        yield Listed(match["hex"].lower(), name, algorithm)
 
 
 def guess_algorithm(hex_digits: str, file_name: str = "") -> str:

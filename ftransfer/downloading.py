@@ -12,7 +12,6 @@ from ftransfer.channel import Channel
 from ftransfer.digests import Digest
 from ftransfer.errors import (
     FtransferError,
-    NotAFile,
     NotFound,
     OutOfTurn,
     SourceChanged,
@@ -52,7 +51,7 @@ class Download:
         self._where = where
         self._link = link
         self._durable = durable
-        self._observer = observer
+        self.observer = observer
         self._store: LocalStore | None = None
         self._incoming: Incoming | None = None
         self._fingerprint: str | None = None
@@ -66,13 +65,12 @@ class Download:
 
     def decide(self, remote: Entry, compare: str, if_exists: str) -> FileResult | None:
         """Return a result if nothing has to be transferred. Raises AlreadyExists, NotAFile."""
-        found = os.lstat(self.name)
-        if os.path.isdir(self.name):
-            raise NotAFile("a folder has this name", path=self.name)
-        here = Entry(self.name, "file", found.st_size, found.st_mtime_ns, found.st_mode & 0o777)
+        folder, name = os.path.split(self.name)
         wanted = Description(self.name, remote.size, mtime_ns=remote.mtime_ns, if_exists=if_exists)
-        outcome = decide(here, wanted, compare)
-        return None if outcome is None else FileResult(self.path, self.name, outcome, found.st_size)
+        with closing(LocalStore(folder or ".")) as store:
+            found = store.stat(paths.check(name))
+            outcome = decide(found, wanted, compare, store.clock_step)
+        return None if outcome is None else FileResult(self.path, self.name, outcome, found.size)
 
     def drop_parts(self) -> None:
         """Drop what is staged for a file that is here: an earlier run was killed just after it had published it."""
@@ -92,7 +90,7 @@ class Download:
                 lambda channel: self._attempt(channel, if_exists, resume),
                 path=self.path,
                 progress=self._progress,
-                observer=self._observer,
+                observer=self.observer,
             )
             incoming = self._incoming
             assert incoming is not None
@@ -189,7 +187,7 @@ class Download:
             staging = self._store.claim(wanted, resume=resume)
             staging.check_space()
         self._sent_end = time.monotonic()
-        self._incoming = Incoming(staging, self.path, file.size, algorithm=self.algorithm, observer=self._observer)
+        self._incoming = Incoming(staging, self.path, file.size, algorithm=self.algorithm, observer=self.observer)
         return self._incoming
 
     def _has_partial(self) -> bool:

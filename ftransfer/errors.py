@@ -275,7 +275,7 @@ def from_os(exc: OSError, path: str | None = None) -> FtransferError:
     if number in (errno.EACCES, errno.EPERM):
         return Refused(text, path=path, hint="check the rights of the file and of its folder")
     if number in (errno.EMFILE, errno.ENFILE):
-        return ServerFull("too many files are open", path=path)
+        return ServerFull("too many files are open", path=path, hint="raise the limit (ulimit -n)")
     if number == errno.ENAMETOOLONG:
         return BadPath("the name is too long for this file system", path=path)
     if number in _FULL:

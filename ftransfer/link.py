@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from ftransfer import SOFTWARE, net, wire
-from ftransfer.channel import Channel
+from ftransfer.channel import SLICE, Channel
 from ftransfer.errors import (
     Busy,
     Cancelled,
     FtransferError,
     OutOfTurn,
+    ServerFull,
     TimedOut,
     from_code,
 )
@@ -49,6 +50,8 @@ class Throttle:
 
     def __init__(self, rate: float, check: Callable[[], None]):
         self._rate = rate
+        self.slice_size = max(1024, min(64 << 10, int(rate) // 8))
+        """Bytes after which it wants to be told, so that no sleep is long enough to look like a dead peer."""
         self._check = check
         self._due = time.monotonic()
 
@@ -119,7 +122,14 @@ class Link:
         if self._until is not None:
             timeout = max(0.01, min(timeout, self._until - started))
         sock = net.dial(self.address, timeout)
-        channel = Channel(sock, role=CLIENT, timeout=self.patience.timeout, check=self.check, throttle=self._throttle)
+        channel = Channel(
+            sock,
+            role=CLIENT,
+            timeout=self.patience.timeout,
+            check=self.check,
+            throttle=self._throttle,
+            slice_size=self._throttle.slice_size if self._throttle else SLICE,
+        )
         try:
             channel.send(wire.Hello(versions=[wire.VERSION], software=SOFTWARE, former=self._former))
             self.welcome = self._read_welcome(channel)
@@ -212,7 +222,7 @@ class _Retrying:
 
     def failed(self, exc: FtransferError, progress: int, *, connected: bool) -> None:
         """Take note of a failure; raise it if it is final."""
-        if not exc.retryable:
+        if not exc.retryable or (isinstance(exc, ServerFull) and not exc.remote):  # it is this end that is full
             raise exc
         if progress > self._progress:
             self._progress, self._since, self._delay = progress, time.monotonic(), FIRST_DELAY / 2

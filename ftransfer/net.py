@@ -229,7 +229,7 @@ def _bind(family: int, host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual)
     except OSError as exc:
-        reason = (exc.strerror or str(exc)).lower()
+        reason = os.strerror(exc.errno).lower() if exc.errno else str(exc)
         raise Unreachable(
             f"cannot listen on {host or '*'}:{port}: {reason}", hint="choose another port; port 0 takes a free one"
         ) from exc

@@ -16,9 +16,16 @@ from typing import TypeVar
 
 from ftransfer import digests, wire
 from ftransfer.channel import SLICE, Channel
-from ftransfer.errors import AlreadyExists, FtransferError, IntegrityError, ProtocolError, SourceChanged
+from ftransfer.errors import (
+    AlreadyExists,
+    FtransferError,
+    IntegrityError,
+    NotAFile,
+    ProtocolError,
+    SourceChanged,
+)
 from ftransfer.progress import Observer, Progress, ignore
-from ftransfer.store.base import Committed, Description, Entry, Grain, Staging, missing
+from ftransfer.store.base import FILE, FOLDER, OTHER, Committed, Description, Entry, Grain, Staging, missing
 
 SIGN_OF_LIFE = 2.0
 """Seconds between two signs of life while this end is busy."""
@@ -26,27 +33,28 @@ MOST_DAMAGED = 20
 """Times that one block may arrive damaged before it is not the line's fault."""
 QUIET_COMMIT = 8 << 20
 """Up to this size a commit is expected to be over before a sign of life is due, in bytes."""
-CLOCK_STEPS = (1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
-"""Resolutions of file times that exist, in nanoseconds: a stored time may be the source's, cut to one of them."""
+COARSEST = 2_000_000_000
+"""The coarsest resolution of file times, in nanoseconds (FAT)."""
 
 T = TypeVar("T")
 
 
-def same_time(source_ns: int, stored_ns: int) -> bool:
-    """Tell whether a stored mtime is the source's, as far as the coarser clock of the two can tell."""
-    return any(source_ns // step * step == stored_ns for step in CLOCK_STEPS)
-
-
-def decide(found: Entry | None, wanted: Description, compare: str) -> str | None:
+def decide(found: Entry | None, wanted: Description, compare: str, clock_step: Callable[[], int]) -> str | None:
     """Return "same" or "skipped" if nothing has to be transferred, else None.
 
-    Arguments: `found`, what has the name now; `compare` quick or none. Raises AlreadyExists for `if_exists=fail`.
+    Arguments: `found`, what has the name now; `compare` quick or none; `clock_step` returns the resolution of the times
+    of the store that holds it, in nanoseconds: a coarser clock keeps the source's time only as far as it can. Raises
+    AlreadyExists for `if_exists=fail`, NotAFile for what no file may replace.
     """
-    if found is None or found.kind != "file":
+    if found is None:
         return None
-    is_quick = compare == "quick" and wanted.size == found.size and wanted.mtime_ns is not None
-    if is_quick and same_time(wanted.mtime_ns or 0, found.mtime_ns):
-        return "same"
+    if found.kind in (FOLDER, OTHER):
+        what = "folder" if found.kind == FOLDER else "special file"
+        raise NotAFile(f"a {what} has this name", path=wanted.path, hint="choose another name")
+    if compare == "quick" and found.kind == FILE and wanted.size == found.size and wanted.mtime_ns is not None:
+        lost = wanted.mtime_ns - found.mtime_ns
+        if lost == 0 or (0 < lost < COARSEST and wanted.mtime_ns // clock_step() * clock_step() == found.mtime_ns):
+            return "same"
     if wanted.if_exists == "fail":
         raise AlreadyExists("it exists already", path=wanted.path, hint="--if-exists says what happens then")
     if wanted.if_exists == "skip":
@@ -193,6 +201,8 @@ class Incoming:
         self.accepted += length
         while self.staging.keeps_only_early and self.is_behind:
             self.catch_up()  # before the next grain passes it
+        if self.size is None and offset + length <= self.digest.position:
+            del self.staging.grains[offset]  # a stream may have very many, and nobody reads them back
 
     def end(self, message: wire.End) -> Committed | None:
         """Check the whole and publish it; or ask for what is missing or damaged and return None.

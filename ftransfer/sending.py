@@ -38,6 +38,8 @@ ANSWERS = 0.2
 """Seconds after which a sender that waits for its source looks for answers."""
 MOST_DAMAGED = 20
 """Times that one block may be reported damaged before it is not the line's fault."""
+STREAM_SECONDS = 0.1
+"""How long a stream's block waits for more bytes of a slow producer."""
 _ZEROS = bytes(CHUNK)
 
 Receive = Callable[[], wire.Message]
@@ -293,9 +295,11 @@ class Sender:
     def _read(self, out: Outgoing, offset: int, length: int) -> tuple[memoryview, str]:
         """Read a block and hash it for itself and, where it comes next, for the whole.
 
-        A stream's block holds what is there now, so that a slow producer's bytes do not wait for more.
+        A stream's block holds what comes within a moment, so that a slow producer's bytes neither wait for long nor
+        take a block for each line.
         """
         block = digests.new(digests.DEFAULT)
+        until = time.monotonic() + STREAM_SECONDS
         got = 0
         while got < length:
             view = self._buffer[got : min(got + CHUNK, length)]
@@ -307,7 +311,7 @@ class Sender:
             if not count:
                 self._met_end(out, offset + got)
                 break
-            if out.size is None and not out.source.ready(offset + got, 0):
+            if out.size is None and not out.source.ready(offset + got, max(0.0, until - time.monotonic())):
                 out.give_back(offset + got, length - got)
                 break
         return self._buffer[:got], block.hexdigest()

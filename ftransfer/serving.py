@@ -228,7 +228,7 @@ class Connection:
             found = store.stat(put.path)
         except NotFound:
             found = None
-        outcome = decide(found, description, put.compare)
+        outcome = decide(found, description, put.compare, store.clock_step)
         if outcome is not None:
             self.channel.send(_receipt(put.t, outcome, put.path, found.size if found else None))
             return 0, outcome
@@ -236,7 +236,11 @@ class Connection:
             raise ServerFull(f"the server has {self._server.limits.uploads} uploads open, which is its limit")
         try:
             staging = store.claim(description, resume=put.resume)
-            staging.check_space()
+            try:
+                staging.check_space()
+            except BaseException:
+                staging.release()
+                raise
         except BaseException:
             self._server.uploads.release()
             raise

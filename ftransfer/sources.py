@@ -13,12 +13,14 @@ from typing import IO
 from ftransfer import digests
 from ftransfer.errors import FtransferError, NotAFile, SourceChanged, from_os
 from ftransfer.progress import Observer, Progress, ignore
-from ftransfer.store.base import FileSource, Source
+from ftransfer.store.base import FileSource, Source, has_hidden_bytes
 
 CHUNK = 256 << 10
 """Bytes read from a stream at a time."""
 QUEUED = 16
 """Chunks read ahead of a stream."""
+PIECE = 64 << 10
+"""Bytes in one piece of what is kept of a stream; smaller ones are put together."""
 KEPT = 16 << 20
 """Bytes of a stream that are kept until they are confirmed, so that a lost connection loses nothing."""
 
@@ -43,12 +45,12 @@ def _open_path(path: str) -> Source:
     except OSError as exc:
         raise from_os(exc, path) from exc
     mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(mode) and not has_hidden_bytes(fd):
         return FileSource(fd, path)
     if stat.S_ISDIR(mode):
         os.close(fd)
         raise NotAFile("it is a folder", path=path, hint="name the files in it; this version transfers single files")
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode):
+    if stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode):
         return StreamSource(_chunks_of_fd(fd, close=True))
     os.close(fd)
     raise NotAFile("it is not a file", path=path)
@@ -106,7 +108,7 @@ class StreamSource(Source):
     def __init__(self, chunks: Iterator[bytes]):
         self._chunks = chunks
         self._queue: queue.Queue[bytes | BaseException] = queue.Queue(QUEUED)
-        self._kept: deque[tuple[int, memoryview]] = deque()
+        self._kept: deque[tuple[int, bytearray]] = deque()
         self._read_to = 0
         self._confirmed: dict[int, int] = {}
         self._confirmed_to = 0
@@ -159,7 +161,10 @@ class StreamSource(Source):
             return 0
         count = min(len(item), len(view))
         view[:count] = item[:count]
-        self._kept.append((offset, memoryview(item)[:count]))
+        if self._kept and len(self._kept[-1][1]) + count <= PIECE:
+            self._kept[-1][1].extend(item[:count])  # a producer of single bytes must not make a list of them
+        else:
+            self._kept.append((offset, bytearray(item[:count])))
         self._next = item[count:] or None
         self._read_to += count
         return count
@@ -190,11 +195,16 @@ def _translated(exc: BaseException | None) -> BaseException:
 
 
 def checksum_file(
-    path: str | os.PathLike[str] | int, algorithm: str, observer: Observer | None = None
+    path: str | os.PathLike[str] | int,
+    algorithm: str = digests.DEFAULT,
+    observer: Observer | None = None,
+    *,
+    check: Callable[[], None] | None = None,
 ) -> digests.Digest:
     """Return the digest of a local file, or of what a descriptor still has to give.
 
-    Raises NotFound, NotAFile, SourceChanged if it changes meanwhile.
+    Arguments: `check` is called for each piece and raises what has to stop it. Raises NotFound, NotAFile,
+    SourceChanged if it changes meanwhile.
     """
     name = "-" if isinstance(path, int) else os.fspath(path)
     opened = StreamSource(_chunks_of_fd(path)) if isinstance(path, int) else open_source(name)
@@ -203,6 +213,8 @@ def checksum_file(
     done = 0
     with opened as source:
         while count := source.read_into(done, buffer):
+            if check is not None:
+                check()
             source.release(done, count)
             hasher.update(buffer[:count])
             done += count

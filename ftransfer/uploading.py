@@ -28,13 +28,13 @@ class Upload:
         self.algorithm = algorithm
         self._link = link
         self._what = what
-        self._observer = observer
+        self.observer = observer
 
     def run(self, *, compare: str, if_exists: str, resume: bool) -> FileResult:
         """Send it and return what became of it."""
         started = time.monotonic()
         with open_source(self._what) as source:
-            out = Outgoing(source, self.path, algorithm=self.algorithm, observer=self._observer)
+            out = Outgoing(source, self.path, algorithm=self.algorithm, observer=self.observer)
             transfer = os.urandom(16).hex()
             tries = 0
             most = 0
@@ -69,7 +69,7 @@ class Upload:
                 most = max(most, out.confirmed + out.inherited)
                 return most
 
-            receipt = self._link.run(attempt, path=self.path, progress=progress, observer=self._observer)
+            receipt = self._link.run(attempt, path=self.path, progress=progress, observer=self.observer)
             self._check(receipt, compare, if_exists)
         return self._result(out, receipt, time.monotonic() - started)
 

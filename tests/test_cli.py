@@ -367,3 +367,129 @@ def test_what_start_up_leaves_alone(served: tuple[Path, str], here: Path) -> Non
 def _modules(code: str, cwd: Path) -> set[str]:
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, check=True, timeout=30)
     return set(done.stdout.decode().splitlines()[-1].split())
+
+
+def test_sources_that_would_collide_are_refused_before_the_first_byte(served: tuple[Path, str], here: Path) -> None:
+    """Two files of one name into one folder: nothing is sent, in either direction, and the name is told."""
+    root, url = served
+    for folder in ("d1", "d2"):
+        (here / folder).mkdir()
+        (here / folder / "same").write_bytes(folder.encode())
+    ran = run("upload", "d1/same", "d2/same", f"{url}collide/", cwd=here)
+    assert (ran.status, (root / "collide").exists()) == (2, False)
+    assert "several sources would end up as collide/same" in ran.err
+    for folder in ("e1", "e2"):
+        (root / folder).mkdir()
+        (root / folder / "n").write_bytes(folder.encode())
+    ran = run("download", f"{url}e1/n", f"{url}e2/n", "col/", cwd=here)
+    assert (ran.status, (here / "col").exists()) == (2, False)
+
+
+def test_one_unusable_name_stops_all_before_the_first_byte(served: tuple[Path, str], here: Path) -> None:
+    """All of them are named."""
+    root, url = served
+    for name in ("one", ".ftransfer-x", ".FTRANSFER"):
+        (here / name).write_bytes(b"1")
+    ran = run("upload", "one", ".ftransfer-x", ".FTRANSFER", f"{url}names/", cwd=here)
+    assert (ran.status, (root / "names").exists()) == (2, False)
+    assert "2 names cannot be used: names/.ftransfer-x, names/.FTRANSFER" in ran.err
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="NOT TESTED: no /proc")
+def test_files_that_the_kernel_makes_up_are_read_to_their_end(served: tuple[Path, str], tmp_path: Path) -> None:
+    """They say that they are empty; a client sends what they hold, and a server does not serve them as empty."""
+    root, url = served
+    assert run("upload", "/proc/version", f"{url}version").status == 0
+    assert (root / "version").read_bytes() == Path("/proc/version").read_bytes()
+    with serving(Path("/proc/sys/kernel"), "--read-only") as (proc, _):
+        ran = run("download", f"{proc}ostype", tmp_path / "x")
+    assert (ran.status, (tmp_path / "x").exists()) == (2, False)
+    assert "made" in ran.err or "makes it up" in ran.err
+
+
+def test_a_time_that_differs_is_a_difference(served: tuple[Path, str], here: Path) -> None:
+    """A clock that can tell nanoseconds is taken at its word, also where the stored time is a whole second."""
+    root, url = served
+    for content, when in ((b"AAAA", 1_700_000_000_000_000_000), (b"BBBB", 1_700_000_001_900_000_000)):
+        (here / "t").write_bytes(content)
+        os.utime(here / "t", ns=(when, when))
+        assert run("upload", "-q", "t", f"{url}times/t", cwd=here).status == 0
+    assert (root / "times/t").read_bytes() == b"BBBB"
+
+
+@pytest.mark.parametrize("redirect", [">&-", "2>&-", ">/dev/full", "2>/dev/full", ">&- 2>&-"])
+def test_an_upload_does_not_depend_on_who_listens(served: tuple[Path, str], here: Path, redirect: str) -> None:
+    """Closed or full standard streams change neither what is done nor the status."""
+    if "full" in redirect and not Path("/dev/full").exists():
+        pytest.skip("NOT TESTED: no /dev/full")
+    root, url = served
+    name = f"who/{abs(hash(redirect))}"
+    done = subprocess.run(
+        f"{sys.executable} -m ftransfer upload a.txt {url}{name} {redirect}",
+        shell=True,
+        cwd=here,
+        check=False,
+        timeout=30,
+    )
+    assert (done.returncode, (root / name).read_bytes()) == (0, b"hello\n")
+
+
+def test_output_that_cannot_be_written_is_an_error(served: tuple[Path, str], here: Path) -> None:
+    """A listing or a download that nobody could read did not succeed; a missing standard input is not an empty one."""
+    root, url = served
+    (root / "f").write_bytes(b"data")
+    commands = ["ls URL >/dev/full", "download -q URLf - >/dev/full", "upload - URLnothing <&-"]
+    for command in commands if Path("/dev/full").exists() else commands[-1:]:
+        done = subprocess.run(
+            f"{sys.executable} -m ftransfer {command.replace('URL', url)}",
+            shell=True,
+            cwd=here,
+            check=False,
+            capture_output=True,
+            timeout=30,
+        )
+        assert done.returncode == 8, command
+        assert b"Traceback" not in done.stderr
+    assert not (root / "nothing").exists()
+
+
+def test_names_are_shown_on_a_terminal_of_any_encoding(served: tuple[Path, str]) -> None:
+    """What its encoding lacks is escaped."""
+    root, url = served
+    (root / "enc").mkdir()
+    (root / "enc/\u00fc").write_bytes(b"")
+    assert run("ls", f"{url}enc", env={"PYTHONIOENCODING": "ascii"}).out == "\\xfc\n"
+
+
+def test_a_failing_upload_of_standard_input_has_its_status(tmp_path: Path) -> None:
+    """Also while the producer still holds the pipe open."""
+    with serving(tmp_path, "--read-only", "-q") as (url, _):
+        words = [sys.executable, "-m", "ftransfer", "upload", "-", f"{url}x"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.wait(30) == 5
+
+
+def test_max_time_ends_local_hashing_too(served: tuple[Path, str]) -> None:
+    """`checksum` and `verify` of something without an end."""
+    for words in (["checksum", "/dev/zero"], ["verify", "/dev/zero", f"{served[1]}absent"]):
+        ran = run(*words, "--max-time", "0.3s")
+        assert ran.status == 4, words
+
+
+def test_verify_goes_on_after_a_name_that_is_nowhere(served: tuple[Path, str], here: Path) -> None:
+    """The others are compared; the status says that not all was well; alone it is not found."""
+    run("upload", "-q", "a.txt", f"{served[1]}nowhere/", cwd=here)
+    ran = run("verify", "absent", "a.txt", f"{served[1]}nowhere/", cwd=here)
+    assert (ran.status, [line.split(":")[0] for line in ran.out.splitlines()]) == (1, ["missing", "same"])
+    assert run("verify", "absent", f"{served[1]}nowhere/", cwd=here).status == 3
+
+
+def test_a_low_rate_still_gets_forward(tmp_path: Path, here: Path) -> None:
+    """The slices are small enough that no pause looks like a dead peer."""
+    (here / "slow").write_bytes(bytes(range(256)) * 160)
+    with serving(tmp_path, "--timeout", "1s", "-q") as (url, _):
+        words = ["--limit-rate", "20K", "--retry-for", "0"]
+        assert run("upload", *words, "slow", f"{url}slow", cwd=here).status == 0
+        assert run("download", *words, f"{url}slow", "back", cwd=here).status == 0
+    assert (here / "back").read_bytes() == (here / "slow").read_bytes()

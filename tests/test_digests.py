@@ -27,8 +27,8 @@ def test_a_list_reads_back_as_it_was_written(rows: list[tuple[str, str]]) -> Non
     """Any name without NUL survives, also with newlines and backslashes, and takes one line."""
     lines = [digests.format_line(hex_digits, name) for hex_digits, name in rows]
     assert not any("\n" in line or "\r" in line for line in lines)
-    assert [tuple(row) for row in digests.parse_lines(line + "\n" for line in lines)] == rows
-    assert [tuple(row) for row in digests.parse_lines(line + "\r\n" for line in lines)] == rows
+    assert [row[:2] for row in digests.parse_lines(line + "\n" for line in lines)] == rows
+    assert [row[:2] for row in digests.parse_lines(line + "\r\n" for line in lines)] == rows
 
 
 @given(st.lists(st.text(max_size=100), max_size=4))
@@ -47,7 +47,6 @@ def test_any_text_is_a_list_or_a_bad_line(lines: list[str]) -> None:
     [
         ("0" * 32 + "  a", ("0" * 32, "a")),
         ("A" * 32 + " *a", ("a" * 32, "a")),
-        ("XXH3_" + "0" * 32 + "  a b ", ("0" * 32, "a b ")),
         ("XXH128 (a) = " + "1" * 32, ("1" * 32, "a")),
         ("SHA256 (a) = (b) = " + "1" * 64, ("1" * 64, "a) = (b")),
         ("\\" + "0" * 64 + "  a\\nb\\\\c\\rd", ("0" * 64, "a\nb\\c\rd")),
@@ -57,7 +56,7 @@ def test_any_text_is_a_list_or_a_bad_line(lines: list[str]) -> None:
 )
 def test_the_formats_of_other_tools_are_read(line: str, expected: tuple[str, str]) -> None:
     """Text and binary mode, upper case, BSD tags, escapes."""
-    assert [tuple(row) for row in digests.parse_lines([line])] == [expected]
+    assert [row[:2] for row in digests.parse_lines([line])] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -137,3 +136,11 @@ def test_bytes_that_pass_out_of_order_wait(data: bytes, draw: st.DataObject) -> 
         whole.feed(offset, piece)
     assert whole.position == len(data)
     assert whole.hexdigest() == xxh3_128_hexdigest(data)
+
+
+def test_the_algorithm_that_a_line_names_counts() -> None:
+    """`md5sum --tag` and `sha256sum --tag` say it; a length that does not fit it is a bad line."""
+    rows = digests.parse_lines(["MD5 (a) = " + "0" * 32, "SHA256 (a) = " + "0" * 64, "0" * 32 + "  a"])
+    assert [row.algorithm for row in rows] == ["md5", "sha256", None]
+    with pytest.raises(digests.BadLine):
+        list(digests.parse_lines(["SHA256 (a) = " + "0" * 32]))

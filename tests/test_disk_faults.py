@@ -196,16 +196,6 @@ def test_a_disk_with_some_blocks_left(small_disk: Place, free: int) -> None:
         assert reserved(small_disk.where) == []
 
 
-def test_space_that_is_to_be_kept_free(tmp_path: Path) -> None:
-    """`keep_free` bytes of the disk are not used."""
-    store = LocalStore(tmp_path, keep_free=1 << 60)
-    staging = store.claim(Description("file", 10, "f"))
-    with pytest.raises(errors.DiskError, match="no space"):
-        staging.check_space()
-    assert os.listdir(tmp_path) == []
-    store.close()
-
-
 # Limits of a process. Each runs in a process of its own, because a limit holds for all of it.
 
 LIMITED = """

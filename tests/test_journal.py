@@ -1,7 +1,11 @@
 """The journal as bytes: whatever a power cut leaves of it, no grain comes out that was not written."""
 
 import itertools
+import json
+import struct
 
+import pytest
+import xxhash
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -10,10 +14,11 @@ from ftransfer.store.base import Grain, missing
 
 hashes = st.text("0123456789abcdef", min_size=32, max_size=32)
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
+tokens = st.text("0123456789abcdef", min_size=16, max_size=16)
 heads = st.builds(
     journal.Head,
-    path=names,
-    staged=names,
+    path=st.sampled_from(["p", "a/b c", "deep/er/\u00e4\n\\x"]),
+    staged=tokens.map(".ftransfer-{}".format),
     size=st.none() | st.integers(0, (1 << 63) - 1),
     fingerprint=st.none() | names,
     salt=st.integers(0, (1 << 63) - 1),
@@ -94,7 +99,7 @@ def test_flipped_bits_never_make_a_grain(head: journal.Head, grains: list[Grain]
 
 
 @given(heads, grain_lists, st.data())
-@example(journal.Head("p", "s", 9, None, 0), [Grain(0, 5, "0" * 32)], None)
+@example(journal.Head("p", ".ftransfer-" + "0" * 16, 9, None, 0), [Grain(0, 5, "0" * 32)], None)
 def test_zeroed_pieces_never_make_a_grain(head: journal.Head, grains: list[Grain], data: st.DataObject | None) -> None:
     """Pages that were never written read as zeros; so does a whole file after some power cuts."""
     made = bytearray(written(head, grains))
@@ -142,3 +147,33 @@ def test_missing_is_what_no_grain_covers(grains: list[Grain], size: int | None) 
         assert covered == [byte for byte in range(end) if byte not in held]
     assert covered == sorted(set(covered))
     assert all(length for _, length in found)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"staged": "../other/secret"},
+        {"staged": "secret"},
+        {"staged": ".ftransfer-0000000000000000/x"},
+        {"staged": None},
+        {"path": "../x"},
+        {"path": None},
+        {"path": 5},
+        {"size": -1},
+        {"size": "1"},
+        {"fingerprint": 1},
+        {"salt": -1},
+        {"of a newer version": 1},
+    ],
+    ids=str,
+)
+def test_a_head_names_nothing_but_a_staged_file_beside_its_target(fields: dict[str, object]) -> None:
+    """Whoever wrote it: a journal cannot make the store rename or remove anything else, and cannot crash it."""
+    good = {"path": "a/b", "staged": ".ftransfer-" + "0" * 16, "size": 1, "fingerprint": "f", "salt": 1}
+    assert journal.decode_head(_head(good)) is not None
+    assert journal.decode_head(_head({**good, **fields})) is None
+
+
+def _head(fields: dict[str, object]) -> bytes:
+    text = json.dumps(fields).encode()
+    return struct.pack("!8sIQ", journal.MAGIC, len(text), xxhash.xxh3_64_intdigest(text)) + text

@@ -44,7 +44,7 @@ ROWS = [
     ["net"],
     ["host"],
     ["link", "serving", "asking"],
-    ["uploading", "downloading"],
+    ["uploading", "downloading", "several", "comparing"],
     ["client", "server"],
     ["ftransfer"],
     ["cli"],

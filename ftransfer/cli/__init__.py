@@ -8,8 +8,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING, Any
 
 from ftransfer import __version__
+
+if TYPE_CHECKING:
+    from ftransfer.cli.output import Output
+
+INTERNAL = 10
+"""Exit status of a fault of the program itself."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,12 +25,25 @@ def main(argv: list[str] | None = None) -> int:
     if words in (["--version"], ["-V"]):  # asked by scripts: not worth loading everything
         print(f"ftransfer {__version__}")
         return 0
-    from ftransfer.cli.arguments import parse
-    from ftransfer.cli.output import Output
-    from ftransfer.errors import FtransferError
+    output = None
+    try:
+        _prepare_streams()
+        from ftransfer.cli.arguments import parse
+        from ftransfer.cli.output import Output
 
-    options = parse(words)
-    output = Output.of(options)
+        options = parse(words)
+        output = Output.of(options)
+        return _run(options, output)
+    except KeyboardInterrupt:
+        if output is not None:
+            output.interrupted()
+        return _die_of(signal.SIGINT)
+
+
+def _run(options: Any, output: Output) -> int:
+    """Run a command; what goes wrong is said in a sentence, and has an exit status of its own."""
+    from ftransfer.errors import FtransferError, from_os
+
     try:
         status: int = options.run(options, output)
         sys.stdout.flush()
@@ -31,15 +51,37 @@ def main(argv: list[str] | None = None) -> int:
         return output.failed(exc)
     except BrokenPipeError:
         return _die_of(signal.SIGPIPE)
-    except KeyboardInterrupt:
-        output.interrupted()
-        return _die_of(signal.SIGINT)
+    except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # it may be what could not be written to, and is flushed at exit
+        return output.failed(from_os(exc))
+    except Exception as exc:
+        if output.verbose:
+            raise
+        kind = type(exc).__name__
+        output.failed(FtransferError(f"internal error: {kind}: {exc}", hint="this is a bug; -v shows where"))
+        return INTERNAL
     return status
+
+
+def _prepare_streams() -> None:
+    """Take descriptors 0 to 2, or a socket could become standard output, and let every name be printed.
+
+    A missing standard input stays unreadable, so that it is not taken for an empty one.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for the whole run
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # a test's or a program's own stream may have none
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
 
 
 def _die_of(number: signal.Signals) -> int:
     """End as if the signal had not been caught, so that the shell's loop or pipe sees it."""
-    sys.stderr.flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     return 128 + number

@@ -23,6 +23,9 @@ Run the same command again after anything went wrong: it goes on where it stoppe
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **fields: Any):
+        super().__init__(**{"allow_abbrev": False, **fields})
+
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}\nhint: {self.prog} --help shows what can be typed", file=sys.stderr)
         sys.exit(UsageError.exit_status)

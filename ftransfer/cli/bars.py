@@ -6,8 +6,10 @@ flicker.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ftransfer.paths import printable, readable
@@ -25,10 +27,12 @@ _INDIRECT = ("retrying", "done", "syncing", "waiting")
 class Bars:
     """Shows one bar at a time.
 
-    Arguments: `is_terminal`, whether stderr is one; `verbose` tells of retries also where it is not.
+    Arguments: `is_terminal`, whether stderr is one; `verbose` tells of retries also where it is not; `say` writes a
+    line there.
     """
 
-    def __init__(self, *, is_terminal: bool, verbose: bool):
+    def __init__(self, *, is_terminal: bool, verbose: bool, say: Callable[[str], None]):
+        self._say = say
         self._is_terminal = is_terminal
         self._verbose = verbose
         self._started = time.monotonic()
@@ -77,7 +81,7 @@ class Bars:
             unit="iB",
             unit_scale=True,
             unit_divisor=1024,
-            dynamic_ncols=True,
+            **_size(),
             leave=False,
             file=sys.stderr,
             bar_format=_FORMAT if event.total is not None else _STREAM,
@@ -88,7 +92,13 @@ class Bars:
         if note != self._noted and (self._is_terminal or self._verbose):
             self.end()
             self._noted = note
-            print(f"{shorten(event.path.rpartition('/')[2])}: {note}" if event.path else note, file=sys.stderr)
+            self._say(f"{shorten(event.path.rpartition('/')[2])}: {note}" if event.path else note)
+
+
+def _size() -> dict[str, Any]:
+    """Return how wide tqdm may be; a serial line or a container's terminal may not know, then 80 columns."""
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    return {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
 
 
 def shorten(name: str) -> str:

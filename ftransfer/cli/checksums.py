@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from ftransfer import net, paths
-from ftransfer.cli.output import Output, error_fields, error_lines
+from ftransfer.cli.output import Output, error_fields, error_lines, tell
 from ftransfer.cli.remotes import remote_for, require_url
 from ftransfer.client import Remote
 from ftransfer.digests import DEFAULT, Digest, format_line, guess_algorithm, parse_lines
-from ftransfer.errors import FtransferError, NotAFile, PartialFailure, UsageError, from_os
+from ftransfer.errors import FtransferError, NotAFile, PartialFailure, TimedOut, UsageError, from_os
 from ftransfer.sources import checksum_file
 from ftransfer.store.base import FILE, FOLDER
 
@@ -27,8 +29,11 @@ def checksum(options: argparse.Namespace, output: Output) -> int:
 
 def _print(options: argparse.Namespace, output: Output) -> int:
     algorithm = options.algorithm or DEFAULT
-    failed = 0
+    failed = total = 0
+    if not sys.stdout.isatty() and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names as they are, for `xxhsum -c`
     for name, hash_it in _files(options, output):
+        total += 1
         try:
             digest = hash_it(name, algorithm)
         except FtransferError as exc:
@@ -38,17 +43,20 @@ def _print(options: argparse.Namespace, output: Output) -> int:
             exc.path = exc.path or name
             output.event("checksum", path=name, digest=None, error=error_fields(exc))
             for line in error_lines(exc):
-                print(line, file=sys.stderr)
+                tell(line)
             continue
         output.end_bars()
         output.event("checksum", path=name, digest=str(digest), error=None)
         if not output.as_json:
-            print(format_line(digest.hex, name), flush=True)
+            line = format_line(digest.hex, name)
+            print(paths.readable(line) if sys.stdout.isatty() else line, flush=True)
+    output.event("summary", files=total, failed=failed)
     return PartialFailure.exit_status if failed else 0
 
 
 def _files(options: argparse.Namespace, output: Output) -> Iterator[tuple[str, Hash]]:
     """Yield each file's name, and what hashes it where it is."""
+    hash_here = _local_hash(options, output)
     for word in options.names:
         if net.is_url(word):
             address = require_url(word, "")
@@ -58,7 +66,7 @@ def _files(options: argparse.Namespace, output: Output) -> Iterator[tuple[str, H
                     yield path, hash_it
         else:
             for path in _local_files(word, recursive=options.recursive):
-                yield path, _local_hash(output)
+                yield path, hash_here
 
 
 def _remote_files(remote: Remote, path: str, *, recursive: bool) -> list[str]:
@@ -82,8 +90,17 @@ def _local_files(path: str, *, recursive: bool) -> Iterator[str]:
                 yield whole
 
 
-def _local_hash(output: Output) -> Hash:
-    return lambda path, algorithm: checksum_file(0 if path == "-" else path, algorithm, output.observer())
+def _local_hash(options: argparse.Namespace, output: Output) -> Hash:
+    until = None if options.max_time is None else time.monotonic() + options.max_time
+
+    def check() -> None:
+        if until is not None and time.monotonic() >= until:
+            raise TimedOut(f"not done within {options.max_time:g} s", hint="give it more with --max-time")
+
+    def hash_it(path: str, algorithm: str) -> Digest:
+        return checksum_file(0 if path == "-" else path, algorithm, output.observer(), check=check)
+
+    return hash_it
 
 
 def _remote_hash(remote: Remote, output: Output) -> Hash:
@@ -100,14 +117,14 @@ def _check(options: argparse.Namespace, output: Output) -> int:
         address = require_url(where, "")
         with remote_for(options, address) as remote:
             return _check_list(listed, options, output, address.path, _remote_hash(remote, output))
-    return _check_list(listed, options, output, where, _local_hash(output))
+    return _check_list(listed, options, output, where, _local_hash(options, output))
 
 
 def _check_list(listed: str, options: argparse.Namespace, output: Output, folder: str, hash_it: Hash) -> int:
     wrong = missing = total = 0
     for line in parse_lines(_lines(listed)):
         total += 1
-        algorithm = options.algorithm or guess_algorithm(line.hex, listed)
+        algorithm = options.algorithm or line.algorithm or guess_algorithm(line.hex, os.path.basename(listed))
         name = line.name.removeprefix("./")
         try:
             found = hash_it(paths.join(folder.rstrip("/"), name) if folder else name, algorithm)

@@ -8,7 +8,7 @@ import time
 
 from ftransfer import net
 from ftransfer.cli.output import Output
-from ftransfer.cli.remotes import remote_for, require_url
+from ftransfer.cli.remotes import remote_for, require_path, require_url
 from ftransfer.cli.units import show_size
 from ftransfer.errors import UsageError
 from ftransfer.paths import printable
@@ -52,7 +52,7 @@ def mkdir(options: argparse.Namespace, output: Output) -> int:
     """Make a folder."""
     address = require_url(options.url, "the folder to make")
     with remote_for(options, address) as remote:
-        remote.mkdir(address.path, parents=options.parents)
+        remote.mkdir(require_path(address, "folder"), parents=options.parents)
     output.note(f"made {printable(str(address))}")
     return 0
 
@@ -74,7 +74,7 @@ def remove(options: argparse.Namespace, output: Output) -> int:
     """Remove a file or folder."""
     address = require_url(options.url, "what to remove")
     with remote_for(options, address) as remote:
-        remote.remove(address.path, recursive=options.recursive)
+        remote.remove(require_path(address, "file or folder"), recursive=options.recursive)
     output.note(f"removed {printable(str(address))}")
     return 0
 

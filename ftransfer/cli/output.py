@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import IO, Any, Self
 
@@ -25,16 +26,23 @@ class Output:
     """How one run of the command speaks.
 
     Arguments: `quiet` says nothing but errors; `verbose` adds a line for each file; `as_json` writes events, to
-    stderr if the data goes to stdout.
+    stderr if `data_on_stdout`; `goes_on`, whether the same command goes on where this one stops.
     """
 
     def __init__(
-        self, *, quiet: bool = False, verbose: bool = False, as_json: bool = False, data_on_stdout: bool = False
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        as_json: bool = False,
+        data_on_stdout: bool = False,
+        goes_on: bool = False,
     ):
         self.quiet = quiet
         self.verbose = verbose
         self.as_json = as_json
         self._events: IO[str] = sys.stderr if data_on_stdout else sys.stdout
+        self._goes_on = goes_on
         self._bars: Any = None
 
     @classmethod
@@ -45,6 +53,7 @@ class Output:
             verbose=getattr(options, "verbose", False),
             as_json=getattr(options, "json", False),
             data_on_stdout=getattr(options, "words", [])[-1:] == ["-"],
+            goes_on=options.command in ("upload", "download") and "-" not in options.words,
         )
 
     # To people.
@@ -53,7 +62,7 @@ class Output:
         """Write a line to stderr unless there is nothing to be said."""
         if not self.quiet and not self.as_json:
             self.end_bars()
-            print(line, file=sys.stderr)
+            tell(line)
 
     def note(self, line: str) -> None:
         """Write a line to stderr where only the curious want it."""
@@ -73,7 +82,7 @@ class Output:
         if self._bars is None:
             from ftransfer.cli.bars import Bars
 
-            self._bars = Bars(is_terminal=sys.stderr.isatty(), verbose=self.verbose)
+            self._bars = Bars(is_terminal=sys.stderr.isatty(), verbose=self.verbose, say=tell)
         observer: Observer = self._bars
         return observer
 
@@ -88,13 +97,14 @@ class Output:
         if self.as_json and not isinstance(exc, PartialFailure):
             self.event("error", error=error_fields(exc))
         for line in error_lines(exc):
-            print(line, file=sys.stderr)
+            tell(line)
         return exc.exit_status
 
     def interrupted(self) -> None:
         """Say how to go on after Ctrl-C."""
         self.end_bars()
-        print("interrupted: run the same command again, it goes on where it stopped", file=sys.stderr)
+        on = ": run the same command again, it goes on where it stopped" if self._goes_on else ""
+        tell(f"interrupted{on}")
 
     # To scripts.
 
@@ -114,7 +124,7 @@ class Output:
                 self.note(_file_line(file))
                 continue
             for line in error_lines(file.error):
-                print(line, file=sys.stderr)
+                tell(line)
         if len(result.files) > 1 or not result.failed:
             self.say(f"to {printable(result.target)}")
             self.say(summary_line(result))
@@ -129,6 +139,14 @@ class Output:
             seconds=round(result.seconds, 6),
             durable=result.durable,
         )
+
+
+def tell(line: str) -> None:
+    """Write a line to stderr; that nobody can read it changes nothing of what was done."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # else it is tried again at exit
 
 
 def error_lines(exc: FtransferError) -> list[str]:
@@ -177,8 +195,8 @@ def summary_line(result: TransferResult) -> str:
     if sent:
         total, moved = sum(file.bytes for file in sent), sum(file.sent_bytes for file in sent)
         resumed = sum(file.resumed_from for file in sent)
-        rate = show_rate(moved, result.seconds)
-        parts.append(f"{_files(len(sent))}, {show_size(total)} in {show_duration(result.seconds)} ({rate})")
+        rate = f" ({show_rate(moved, result.seconds)})" if moved else ""
+        parts.append(f"{_files(len(sent))}, {show_size(total)} in {show_duration(result.seconds)}{rate}")
         if resumed:
             parts[-1] += f", resumed at {show_size(resumed)}" if len(sent) == 1 else f", {show_size(resumed)} resumed"
         parts[-1] += ", verified, " + ("durable" if result.durable else "not synced to disk")

@@ -19,6 +19,13 @@ def require_url(text: str, what: str) -> net.Address:
     return net.parse_url(text)
 
 
+def require_path(address: net.Address, what: str) -> str:
+    """Return the path of an address. Raises UsageError if it has none."""
+    if not address.path:
+        raise UsageError(f"the address names no {what}, only the server", hint=f"write {address.endpoint}/name")
+    return address.path
+
+
 def remote_for(options: argparse.Namespace, address: net.Address) -> Remote:
     """Return the root of the server at an address."""
     patience = Patience(options.timeout, options.retry_for, options.max_time)

@@ -9,10 +9,10 @@ from typing import Any
 
 from ftransfer import net
 from ftransfer.cli.output import Output
-from ftransfer.cli.remotes import remote_for, remote_path, require_url
+from ftransfer.cli.remotes import remote_for, remote_path, require_path, require_url
 from ftransfer.client import Remote
 from ftransfer.digests import Digest
-from ftransfer.errors import FtransferError, PartialFailure, UsageError
+from ftransfer.errors import FtransferError, NotFound, PartialFailure, UsageError
 from ftransfer.paths import printable
 from ftransfer.results import FileResult, TransferResult, VerifyResult
 
@@ -53,7 +53,8 @@ def upload(options: argparse.Namespace, output: Output) -> int:
         target = remote_path(address)
         choices = _choices(options, output)
         if sources == ["-"]:
-            return _report(output, lambda: remote.upload(sys.stdin.buffer, target, **choices), sources, dest)
+            stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - not ours to close
+            return _report(output, lambda: remote.upload(stdin, target, **choices), sources, dest)
         if "-" in sources:
             raise UsageError(
                 "standard input cannot be one of several sources", hint="upload it with a command of its own"
@@ -70,7 +71,7 @@ def download(options: argparse.Namespace, output: Output) -> int:
     sources, dest = _split(options)
     addresses = [require_url(source, "the source of a download") for source in sources]
     _one_server(addresses)
-    names = [address.path for address in addresses]
+    names = [require_path(address, "file") for address in addresses]
     with remote_for(options, addresses[0]) as remote:
         choices = _choices(options, output)
         if dest == "-":
@@ -125,9 +126,16 @@ def verify(options: argparse.Namespace, output: Output) -> int:
 
 
 def _verify(remote: Remote, local: str, path: str, options: argparse.Namespace, output: Output) -> VerifyResult:
-    result = remote.verify(local, path, algorithm=options.algorithm, on_progress=output.observer())
+    try:
+        result = remote.verify(local, path, algorithm=options.algorithm, on_progress=output.observer())
+    except NotFound:
+        if len(options.words) <= 2:
+            raise
+        result = VerifyResult(local, path, None, None)
     word = "same" if result.same else "different"
-    if result.local_digest is None:
+    if result.local_digest is None and result.remote_digest is None:
+        word = "missing"
+    elif result.local_digest is None:
         word = "only there"
     elif result.remote_digest is None:
         word = "only here"

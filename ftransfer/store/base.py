@@ -197,6 +197,11 @@ def fingerprint(size: int, mtime_ns: int) -> str:
     return f"{size}-{mtime_ns}"
 
 
+def has_hidden_bytes(fd: int) -> bool:
+    """Tell whether a file says that it is empty and is not, as those that the kernel makes up in /proc."""
+    return os.fstat(fd).st_size == 0 and bool(os.pread(fd, 1, 0))
+
+
 class Staging(ABC):
     """The bytes of one transfer on their way to a name; held by one writer at a time.
 
@@ -296,6 +301,10 @@ class Store(ABC):
     @abstractmethod
     def partials(self, path: str = "", *, clear: bool = False) -> list[Partial]:
         """Return what is staged and unfinished below a path; with `clear` drop what nobody is writing."""
+
+    @abstractmethod
+    def clock_step(self) -> int:
+        """Return the resolution of the store's file times, in nanoseconds."""
 
     @abstractmethod
     def sweep(self) -> int:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import bisect
 import json
+import re
 import struct
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from ftransfer import paths
 from ftransfer.store.base import Grain
 
 MAGIC = b"ftjrnl1\n"
@@ -22,6 +24,7 @@ _RECORD = struct.Struct("!QQ16s")  # offset, length, XXH3-128
 _CHECK = struct.Struct("!Q")
 RECORD_SIZE = _RECORD.size + _CHECK.size
 MAX_HEAD = 32 << 10
+_STAGED = re.compile(r"\.ftransfer-[0-9a-f]{16}", re.ASCII)
 
 
 class Head(NamedTuple):
@@ -54,7 +57,23 @@ def decode_head(data: bytes) -> tuple[Head, int] | None:
     text = data[_HEAD.size : _HEAD.size + length]
     if magic != MAGIC or len(text) != length or xxh3_64_intdigest(text) != check:
         return None
-    return Head(**json.loads(text)), _HEAD.size + length
+    head = _checked(text)
+    return None if head is None else (head, _HEAD.size + length)
+
+
+def _checked(text: bytes) -> Head | None:
+    """Return the head that the text spells; whoever wrote it, it names nothing but a staged file beside its target."""
+    try:
+        fields = json.loads(text)
+        head = Head(**fields)
+        paths.check(head.path)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    is_size = head.size is None or (type(head.size) is int and head.size >= 0)
+    is_fingerprint = head.fingerprint is None or type(head.fingerprint) is str
+    is_staged = type(head.staged) is str and _STAGED.fullmatch(head.staged) is not None
+    is_salt = type(head.salt) is int and 0 <= head.salt < 1 << 64
+    return head if is_size and is_fingerprint and is_staged and is_salt else None
 
 
 def decode_records(data: bytes, salt: int, limit: int) -> dict[int, Grain]:

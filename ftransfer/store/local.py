@@ -46,20 +46,18 @@ class LocalStore(base.Store):
     """The files below `root`.
 
     Arguments: `durable`, whether to sync before a transfer counts as done; `receipts`, whether to remember for a day
-    what was committed; `keep_free`, bytes of the disk to leave unused. Raises NotFound, NotAFile for a root that is
+    what was committed. Raises NotFound, NotAFile for a root that is
     none.
     """
 
-    def __init__(
-        self, root: str | os.PathLike[str], *, durable: bool = True, receipts: bool = True, keep_free: int = 0
-    ):
+    def __init__(self, root: str | os.PathLike[str], *, durable: bool = True, receipts: bool = True):
         self.root = os.fspath(root)
         self.capabilities = base.Capabilities(resumes=True, durable=durable, keeps_modes=True, keeps_holes=True)
         self.receipts = receipts
-        self.keep_free = keep_free
         with translated(self.root):
             self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.state = StateFolder(self.fd)
+        self._clock_step: int | None = None
         self.synced = Synced() if durable else None
         self.new_file_mode = 0o666 & ~_umask()
 
@@ -93,6 +91,9 @@ class LocalStore(base.Store):
             if not stat.S_ISREG(mode):
                 os.close(opened)
                 raise NotAFile("it is a folder" if stat.S_ISDIR(mode) else "it is a special file", path=path)
+            if base.has_hidden_bytes(opened):
+                os.close(opened)
+                raise NotAFile("the system makes it up while it is read, so it has no size", path=path)
             return base.FileSource(opened, path)
 
     def mkdir(self, path: str, *, parents: bool = False) -> None:
@@ -227,6 +228,12 @@ class LocalStore(base.Store):
         for name in self.state.journals():
             if name.startswith(prefix) and name != but:
                 self.drop(name)
+
+    def clock_step(self) -> int:
+        if self._clock_step is None:
+            with translated("the target folder"):
+                self._clock_step = self.state.probe_clock()
+        return self._clock_step
 
     def sweep(self) -> int:
         now = time.time_ns()

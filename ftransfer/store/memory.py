@@ -299,6 +299,9 @@ class MemoryStore(base.Store):
                 found.append(base.Partial(key[0], key[1], held, staged.mtime_ns, staged.fingerprint))
         return sorted(found, key=lambda partial: (partial.path, partial.mtime_ns))
 
+    def clock_step(self) -> int:
+        return 1
+
     def sweep(self) -> int:
         now = time.time_ns()
         with self.lock:

@@ -143,14 +143,22 @@ class LocalStaging(base.Staging):
         size = self._description.size
         with translated(self._description.path):
             found = os.fstatvfs(self._folder)
-        free = found.f_bavail * found.f_frsize - self._store.keep_free
+        free = found.f_bavail * found.f_frsize
         needed = (size or 0) - self.inherited
         if needed > free:
-            self.discard()
+            # An older version's part may be what fills the disk.
+            self._store.drop_others(self._description.path, self._key_name)
+            found = os.fstatvfs(self._folder)
+            free = found.f_bavail * found.f_frsize
+        if needed > free:
+            if self.inherited:
+                self.release()  # what is there may be gone on with when there is space
+            else:
+                self.discard()
             raise DiskError(
                 f"no space: {needed} bytes are needed and {max(free, 0)} are free",
                 path=self._description.path,
-                hint="free some space, then run the same command again",
+                hint="free some space (`ftransfer partials` shows what is unfinished), then run the command again",
             )
 
     # Grains.

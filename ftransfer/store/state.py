@@ -16,13 +16,15 @@ from typing import Any
 from xxhash import xxh3_128_hexdigest
 
 from ftransfer import paths
-from ftransfer.errors import Busy, from_os
+from ftransfer.errors import Busy, Refused, from_os
 from ftransfer.store.folders import FOLDER_FLAGS, translated, unlink_if_there
 
 FOLDER = paths.RESERVED
 JOURNAL = ".journal"
 RECEIPTS = "receipts"
 _ATTEMPTS = 100
+CLOCK_STEPS = (1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
+"""Resolutions of file times that exist, in nanoseconds."""
 
 
 def journal_prefix(path: str) -> str:
@@ -35,21 +37,44 @@ class StateFolder:
 
     def __init__(self, root_fd: int):
         self._root_fd = root_fd
+        self._name = FOLDER
 
     def _open(self, *, create: bool) -> int | None:
         for _ in range(_ATTEMPTS):
+            fd = self._open_ours()
+            if fd is not None or not create:
+                return fd
             try:
-                return os.open(FOLDER, FOLDER_FLAGS, dir_fd=self._root_fd)
-            except FileNotFoundError:
-                if not create:
-                    return None
-            except OSError as exc:
-                raise from_os(exc, FOLDER) from exc
-            try:
-                os.mkdir(FOLDER, 0o700, dir_fd=self._root_fd)
+                os.mkdir(self._name, 0o700, dir_fd=self._root_fd)
             except FileExistsError:
                 pass  # somebody else made it; or removed it, empty, before we looked: once more
+            except OSError as exc:
+                raise from_os(exc, "the target folder") from exc
         raise Busy("the staging area changes too fast")
+
+    def _open_ours(self) -> int | None:
+        """Open the folder, or return None and the name that it is to have.
+
+        Whoever can write to it could make us rename and remove files, so another user's is passed by: in a folder that
+        users share each has one of their own.
+        """
+        for self._name in (FOLDER, f"{FOLDER}-{os.geteuid()}"):
+            try:
+                fd = os.open(self._name, FOLDER_FLAGS, dir_fd=self._root_fd)
+            except FileNotFoundError:
+                return None
+            except PermissionError:
+                continue
+            except OSError as exc:
+                raise from_os(exc, self._name) from exc
+            found = os.fstat(fd)
+            if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
+                return fd
+            os.close(fd)
+        raise Refused(
+            f"{self._name} belongs to somebody else, or others may write to it",
+            hint="choose another folder, or remove it",
+        )
 
     def lock(self, name: str, *, create: bool) -> int | None:
         """Return a descriptor of the journal, locked by us alone, or None if there is none and it is not to be made.
@@ -144,9 +169,29 @@ class StateFolder:
         finally:
             os.close(folder)
 
+    def probe_clock(self) -> int:
+        """Return the resolution of this file system's times, in nanoseconds, by setting one and looking at it."""
+        asked = 1_234_567_891_999_999_999  # an odd second, and all digits of its fraction at their highest
+        name = f"clock-{os.urandom(8).hex()}"
+        folder = self._open(create=True)
+        if folder is None:  # pragma: no cover - made just now
+            return 1
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+            try:
+                os.utime(fd, ns=(asked, asked))
+                kept = os.fstat(fd).st_mtime_ns
+            finally:
+                os.close(fd)
+                os.unlink(name, dir_fd=folder)
+        finally:
+            os.close(folder)
+            self.tidy()
+        return next((step for step in CLOCK_STEPS if asked // step * step == kept), 1)
+
     def tidy(self) -> None:
         """Remove the folder if nothing is in it."""
-        for name in (f"{FOLDER}/{RECEIPTS}", FOLDER):
+        for name in (f"{self._name}/{RECEIPTS}", self._name):
             try:
                 os.rmdir(name, dir_fd=self._root_fd)
             except OSError:
@@ -188,9 +233,10 @@ class StateFolder:
         """Return what was remembered of a transfer, or None; a torn record is none."""
         data = self.read(f"{RECEIPTS}/{transfer}")
         try:
-            return dict(json.loads(data)) if data else None
-        except ValueError:
+            record = dict(json.loads(data)) if data else {}
+        except (ValueError, TypeError):
             return None
+        return record if record.keys() >= {"asked", "path", "file", "size", "hex"} else None
 
     def sweep_receipts(self, before_ns: int) -> None:
         """Drop records older than that time."""

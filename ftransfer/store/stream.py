@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import IO
 
-from ftransfer.errors import SourceChanged, from_os
+from ftransfer.errors import ProtocolError, SourceChanged, from_os
 from ftransfer.store.base import Committed, Grain, Staging
+
+MOST_EARLY = 132 << 20
+"""Bytes by which a grain may come too early: a window of the largest blocks behind a damaged one."""
 
 
 class StreamStaging(Staging):
@@ -28,6 +31,8 @@ class StreamStaging(Staging):
         self.inherited = 0
 
     def begin(self, offset: int, length: int) -> None:
+        if offset - self._written > MOST_EARLY:
+            raise ProtocolError("the other side sends a stream far out of order")
         self._offset, self._length, self._parts = offset, length, []
 
     def write(self, data: memoryview) -> None:
@@ -80,7 +85,12 @@ class StreamStaging(Staging):
         """Return: a stream takes what it takes."""
 
     def commit(self, size: int, hex_digits: str) -> Committed:
-        self._out.flush()
+        try:
+            self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise from_os(exc, self._name) from exc
         return Committed(self._name, size, hex_digits, False)
 
     def release(self) -> None:

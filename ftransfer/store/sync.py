@@ -29,7 +29,10 @@ def _write_back() -> Callable[[int, int, int], None] | None:
     """Return the system's call, if it has one."""
     if not sys.platform.startswith("linux"):
         return None
-    import ctypes  # here, because only a durable store needs it
+    try:
+        import ctypes  # here, because only a durable store needs it
+    except (ImportError, OSError):
+        return None  # no library, or no descriptor left to read it with: it is only a hint
 
     call = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
     if call is None:

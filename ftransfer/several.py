@@ -1,0 +1,58 @@
+"""Several files in one call: where each goes, what became of each, and what that means for all. Used by `client`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from ftransfer import paths
+from ftransfer.errors import BadPath, FtransferError, PartialFailure, UsageError
+from ftransfer.results import FileResult, TransferResult
+
+N = TypeVar("N", str, "str | None")
+
+
+def resolve(names: Sequence[N], place: Callable[[N], str]) -> list[str]:
+    """Return where each of several goes; refuses, before the first byte, names that cannot be used or would collide."""
+    places: list[str] = []
+    bad: list[BadPath] = []
+    for name in names:
+        try:
+            places.append(place(name))
+        except BadPath as exc:
+            bad.append(exc)
+    if len(bad) == 1:
+        raise bad[0]
+    if bad:
+        listed = ", ".join(paths.printable(exc.path or "") for exc in bad)
+        raise BadPath(
+            f"{len(bad)} names cannot be used: {listed}", hint="nothing was sent; rename them or leave them out"
+        )
+    twice = sorted(place for place, count in Counter(places).items() if count > 1)
+    if twice:
+        listed = ", ".join(map(paths.printable, twice))
+        raise UsageError(f"several sources would end up as {listed}", hint="nothing was sent; use a command for each")
+    return places
+
+
+def outcome(run: Callable[[], FileResult], source: str, path: str, several: bool) -> FileResult:
+    """Return the outcome of one file; among several a failure is an outcome, alone it is raised."""
+    try:
+        return run()
+    except FtransferError as exc:
+        if exc.path is None and not exc.remote and not exc.retryable:
+            exc.path = source
+        if not several or exc.code == "cancelled":
+            raise
+        return FileResult(source, path, "failed", error=exc)
+
+
+def finish(result: TransferResult) -> TransferResult:
+    """Return the result if all went well. Raises the error of a single file, PartialFailure for several."""
+    if not result.failed:
+        return result
+    if len(result.files) == 1:
+        assert result.files[0].error is not None
+        raise result.files[0].error
+    raise PartialFailure(f"{len(result.failed)} of {len(result.files)} files failed", results=result)
