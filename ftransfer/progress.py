@@ -13,7 +13,7 @@ from typing import NamedTuple
 class Progress(NamedTuple):
     """Where one file stands.
 
-    `phase` is one word: connecting, sending, receiving, verifying, hashing, syncing, retrying. `done` and `total` are
+    `phase` is one word: sending, receiving, waiting, verifying, hashing, syncing, retrying, done. `done` and `total` are
     bytes of that phase; `total` is None for a stream. `inherited` bytes were there before, and count for no rate.
     `note` is for people, where there is something to say.
     """

@@ -53,8 +53,9 @@ class TransferResult(NamedTuple):
 
     @property
     def durable(self) -> bool:
-        """Whether everything that was sent would survive a power cut now."""
-        return all(file.durable for file in self.files if file.result == "sent")
+        """Whether something was sent and all of it would survive a power cut now."""
+        sent = [file for file in self.files if file.result == "sent"]
+        return bool(sent) and all(file.durable for file in sent)
 
 
 class VerifyResult(NamedTuple):

@@ -293,8 +293,12 @@ class Connection:
             )
             self.channel.send(announced)
             sender = Sender(self.channel, receive=self._expect, other=self._later)
+            started = time.monotonic()
             try:
                 receipt = sender.run(out)
+            except (ConnectionLost, TimedOut, ServerClosing):
+                self._log(get, started, out.sent_bytes, "interrupted")
+                raise
             except FtransferError as exc:
                 if not (exc.remote or isinstance(exc, (SourceChanged, DiskError))):
                     raise

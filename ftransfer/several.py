@@ -41,7 +41,7 @@ def outcome(run: Callable[[], FileResult], source: str, path: str, several: bool
     try:
         return run()
     except FtransferError as exc:
-        if exc.path is None and not exc.remote and not exc.retryable:
+        if exc.path is None and not (exc.remote or exc.retryable or isinstance(exc, UsageError)):
             exc.path = source
         if not several or exc.code == "cancelled":
             raise

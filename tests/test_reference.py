@@ -9,9 +9,11 @@ import pytest
 from pages import bare, page, section, tables
 from xxhash import xxh3_128_hexdigest
 
-from ftransfer import errors, session, wire
+from ftransfer import channel, errors, link, paths, receiving, session, wire
+from ftransfer.cli import output
 from ftransfer.cli.arguments import build
 from ftransfer.host import Limits
+from ftransfer.results import FileResult
 from ftransfer.wire import rules
 
 PROTOCOL = page("protocol.md")
@@ -93,6 +95,13 @@ def test_the_limits_of_the_server_are_there() -> None:
     assert {name: float(rows[name]) for name in Limits._fields} == Limits()._asdict()
 
 
+def test_the_fields_of_a_file_event_are_there() -> None:
+    """The table has a row for each, and no other; that of the error names its fields."""
+    rows = {name: row[1] for row in tables(section(REFERENCE, "JSON events"))[0] for name in bare(row[0]).split(", ")}
+    assert rows.keys() == output._file_fields(FileResult("source", "path", "sent")).keys()
+    assert set(re.findall(r"`(\w+)`", rows["error"])) == output.error_fields(errors.NotFound()).keys()
+
+
 # protocol.md
 
 
@@ -140,12 +149,36 @@ def test_the_error_codes_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize(
     "number",
-    [wire.MAX_HEADER, wire.MAX_BLOCK, wire.WINDOW, session.MAX_OPEN, wire.MAX_RANGES, wire.MAX_ROWS, wire.MAX_TEXT],
+    [
+        wire.MAX_HEADER,
+        wire.MAX_BLOCK,
+        wire.WINDOW,
+        session.MAX_OPEN,
+        wire.MAX_RANGES,
+        wire.MAX_WANTED,
+        wire.MAX_ROWS,
+        wire.MAX_TEXT,
+    ],
 )
 def test_the_limits_are_those_of_the_code(number: int) -> None:
     """Every named limit stands in the table of limits."""
     (rows,) = tables(section(PROTOCOL, "Numbers and limits"))
     assert any(re.search(rf"\b{number}\b", row[1]) for row in rows)
+
+
+@pytest.mark.parametrize("number", [paths.MAX_PATH, paths.MAX_COMPONENT, paths.MAX_DEPTH])
+def test_the_limits_of_paths_are_those_of_the_code(number: int) -> None:
+    """Each stands among the rules for paths."""
+    assert re.search(rf"\b{number}\b", section(PROTOCOL, "Paths"))
+
+
+def test_the_times_are_those_of_the_code() -> None:
+    """Each time that the code names stands in the table of times."""
+    times = {row[0]: row[1] for row in tables(section(PROTOCOL, "Time"))[0]}
+    limits = Limits()
+    found = {float(number) for cell in times.values() for number in re.findall(r"\d+", cell)}
+    held = {limits.handshake_seconds, limits.idle_seconds, limits.grace_seconds, link.WELCOME_SECONDS}
+    assert held | {link.Patience().timeout, float(channel.LEAST_RATE), receiving.SIGN_OF_LIFE} <= found
 
 
 def exchange(name: str) -> list[exchanges.Frame]:
