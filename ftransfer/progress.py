@@ -13,8 +13,8 @@ from typing import NamedTuple
 class Progress(NamedTuple):
     """Where one file stands.
 
-    `phase` is one word: sending, receiving, waiting, verifying, hashing, syncing, retrying, done. `done` and `total` are
-    bytes of that phase; `total` is None for a stream. `inherited` bytes were there before, and count for no rate.
+    `phase` is one word: sending, receiving, waiting, verifying, hashing, syncing, retrying, done. `done` and `total`
+    are bytes of that phase; `total` is None for a stream. `inherited` bytes were there before, and count for no rate.
     `note` is for people, where there is something to say.
     """
 
