@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ftransfer import paths
 from ftransfer.errors import AlreadyExists, FtransferError, TimedOut, Unreachable, UsageError, from_os
@@ -167,11 +167,11 @@ def is_loopback(host: str) -> bool:
     return host == "::1" or host.startswith(("127.", "::ffff:127."))
 
 
-def _connect(family: int, where: object, address: Address, timeout: float) -> socket.socket:
+def _connect(family: int, where: Any, address: Address, timeout: float) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
-        sock.connect(where)  # type: ignore[arg-type]
+        sock.connect(where)
         tune(sock)
     except TimeoutError as exc:
         sock.close()

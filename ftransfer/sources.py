@@ -13,7 +13,7 @@ from typing import IO
 from ftransfer import digests
 from ftransfer.errors import FtransferError, NotAFile, SourceChanged, from_os
 from ftransfer.progress import Observer, Progress, ignore
-from ftransfer.store.base import FileSource, Source, has_hidden_bytes
+from ftransfer.store.base import BytesSource, FileSource, Source, has_hidden_bytes
 
 CHUNK = 256 << 10
 """Bytes read from a stream at a time."""
@@ -32,7 +32,8 @@ def open_source(what: Uploadable) -> Source:
     if isinstance(what, (str, os.PathLike)):
         return _open_path(os.fspath(what))
     if isinstance(what, (bytes, bytearray, memoryview)):
-        return BytesSource(memoryview(what).cast("B"))
+        data = memoryview(what).cast("B")
+        return BytesSource(data, fingerprint=f"bytes-{digests.block_hash(data)}")
     read = getattr(what, "read1", getattr(what, "read", None))
     if read is not None:
         return StreamSource(_chunks_of(read))
@@ -69,26 +70,6 @@ def _chunks_of_fd(fd: int, *, close: bool = False) -> Iterator[bytes]:
 def _chunks_of(read: Callable[[int], bytes]) -> Iterator[bytes]:
     while data := read(CHUNK):
         yield data
-
-
-class BytesSource(Source):
-    """Bytes in memory."""
-
-    mtime_ns = None
-    mode = None
-
-    def __init__(self, data: memoryview):
-        self._data = data
-        self.size: int = len(data)
-        self.fingerprint: str = f"bytes-{digests.block_hash(data)}"
-
-    def read_into(self, offset: int, view: memoryview) -> int:
-        piece = self._data[offset : offset + len(view)]
-        view[: len(piece)] = piece
-        return len(piece)
-
-    def close(self) -> None:
-        self._data.release()
 
 
 class StreamSource(Source):

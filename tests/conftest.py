@@ -1,6 +1,7 @@
 """Fixtures that every test may ask for."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,11 @@ settings.register_profile(
     "fixed", max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("fixed")
+
+
+# A shell that runs the tests in the background has them ignore SIGINT, and so would the commands that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -122,6 +122,27 @@ class Source(ABC):
         self.close()
 
 
+class BytesSource(Source):
+    """Bytes in memory, which do not change."""
+
+    def __init__(
+        self, data: memoryview, *, fingerprint: str | None, mtime_ns: int | None = None, mode: int | None = None
+    ):
+        self._data = data
+        self.size: int = len(data)
+        self.fingerprint = fingerprint
+        self.mtime_ns = mtime_ns
+        self.mode = mode
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        piece = self._data[offset : offset + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        self._data.release()
+
+
 class FileSource(Source):
     """A regular file behind a descriptor, which it owns; `path` is its name in errors."""
 

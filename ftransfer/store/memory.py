@@ -48,25 +48,6 @@ class _Staged:
         self.busy = False
 
 
-class MemorySource(base.Source):
-    """A file as it was when it was opened."""
-
-    def __init__(self, data: bytes, mtime_ns: int, mode: int):
-        self._data = memoryview(data)
-        self.size: int = len(data)
-        self.mtime_ns: int = mtime_ns
-        self.mode: int = mode
-        self.fingerprint: str = base.fingerprint(self.size, mtime_ns)
-
-    def read_into(self, offset: int, view: memoryview) -> int:
-        piece = self._data[offset : offset + len(view)]
-        view[: len(piece)] = piece
-        return len(piece)
-
-    def close(self) -> None:
-        self._data.release()
-
-
 class MemoryStaging(base.Staging):
     """The bytes of one transfer; what was accepted lives in the store's `_Staged`, for the next claim."""
 
@@ -199,7 +180,8 @@ class MemoryStore(base.Store):
         node = self._node(path)
         if node.data is None:
             raise NotAFile("it is a folder", path=path)
-        return MemorySource(node.data, node.mtime_ns, node.mode)
+        mark = base.fingerprint(len(node.data), node.mtime_ns)
+        return base.BytesSource(memoryview(node.data), fingerprint=mark, mtime_ns=node.mtime_ns, mode=node.mode)
 
     def mkdir(self, path: str, *, parents: bool = False) -> None:
         with self.lock:

@@ -47,6 +47,7 @@ from ftransfer.wire.rules import (
     MAX_BLOCK,
     MAX_HEADER,
     MAX_INT,
+    MAX_NESTING,
     MAX_RANGES,
     MAX_ROWS,
     MAX_TEXT,
@@ -65,6 +66,7 @@ __all__ = [
     "MAX_BLOCK",
     "MAX_HEADER",
     "MAX_INT",
+    "MAX_NESTING",
     "MAX_RANGES",
     "MAX_ROWS",
     "MAX_TEXT",
@@ -134,6 +136,17 @@ _decode_json = json.JSONDecoder(
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
+def _is_deep(made: Any) -> bool:
+    """Tell whether objects and lists stand in each other more than MAX_NESTING deep, without recursion."""
+    level = [made]
+    for _ in range(MAX_NESTING):
+        inner = (child for one in level for child in (one.values() if type(one) is dict else one))
+        level = [child for child in inner if type(child) in (dict, list)]
+        if not level:
+            return False
+    return True
+
+
 def parse_length(prefix: bytes | bytearray | memoryview) -> int:
     """Return the header's length from the 4 bytes before it. Raises FrameError outside 2 to MAX_HEADER."""
     length: int = LENGTH.unpack(prefix)[0]
@@ -152,7 +165,8 @@ def parse(header: bytes | bytearray | memoryview) -> Message:
     version, RefusedName for a request with a name that may not be used; never anything else, whatever the bytes.
     """
     try:
-        made = _decode_json(str(header, "utf-8"))
+        text = str(header, "utf-8")
+        made = _decode_json(text)
     except FrameError:
         raise
     except UnicodeDecodeError:
@@ -163,6 +177,8 @@ def parse(header: bytes | bytearray | memoryview) -> Message:
         raise FrameError("the header is not JSON") from None
     if type(made) is not dict:
         raise FrameError("the header is not a JSON object")
+    if text.count("[") + text.count("{") > MAX_NESTING and _is_deep(made):
+        raise FrameError(f"the header is nested more than {MAX_NESTING} deep")
     name = made.pop("type", None)
     cls = BY_TYPE.get(name) if type(name) is str else None
     if cls is None:

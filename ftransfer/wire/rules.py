@@ -16,6 +16,8 @@ VERSION = 1
 """The version of the protocol that this module speaks."""
 MAX_HEADER = 65_536
 """Longest header, in bytes."""
+MAX_NESTING = 32
+"""Objects and lists of a header that may stand in each other."""
 MAX_BLOCK = 4 << 20
 """Largest body of a block, in bytes."""
 MIN_BLOCK = 64 << 10
