@@ -119,7 +119,7 @@ class Remote:
         return finish(TransferResult(str(self.address.at(shown)), files, time.monotonic() - started))
 
     def _upload_one(self, upload: Upload, compare: str, if_exists: str, resume: bool) -> FileResult:
-        if compare == "hash" and (
+        if (compare == "hash" and upload.is_file) and (
             same := self._same_by_hash(upload.name, upload.path, upload.algorithm, upload.observer)
         ):
             return same

@@ -11,6 +11,8 @@ from ftransfer.progress import Observer, Progress
 from ftransfer.results import VerifyResult
 from ftransfer.sources import checksum_file
 
+STOPPING = 2.0
+"""Longest wait, in seconds, for a thread that was told to stop."""
 SHOWN = 0.2
 """Seconds between two looks at how far this end is, once the other is done."""
 
@@ -37,6 +39,7 @@ def compare(
         except NotFound:
             pass
         while not here.is_done(SHOWN):
+            check()
             observer(here.seen)
     finally:
         here.stop()
@@ -56,14 +59,17 @@ class _HashHere:
         self._check = check
         self._stop = threading.Event()
         self._outcome: Digest | BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="ftransfer-hash")
-        self._thread.start()
+        self._done = threading.Event()
+        # A daemon: it may wait for the writer of a FIFO, and nobody has to wait for that.
+        threading.Thread(target=self._run, name="ftransfer-hash", daemon=True).start()
 
     def _run(self) -> None:
         try:
             self._outcome = checksum_file(self._local, self._algorithm, self._note, check=self._check_both)
         except BaseException as exc:  # noqa: BLE001 - raised again in the calling thread
             self._outcome = exc
+        finally:
+            self._done.set()
 
     def _note(self, event: Progress) -> None:
         self.seen = event
@@ -75,13 +81,12 @@ class _HashHere:
 
     def is_done(self, seconds: float) -> bool:
         """Wait for the end, at most that long; tell whether it has come."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        return self._done.wait(seconds)
 
     def stop(self) -> None:
         """End it; what it has found so far is lost if it was not done."""
         self._stop.set()
-        self._thread.join()
+        self._done.wait(STOPPING)
 
     def result(self) -> Digest | None:
         """Return the digest, None if there is no such file; raise what went wrong."""

@@ -68,16 +68,18 @@ class Download:
         folder, name = os.path.split(self.name)
         wanted = Description(self.name, remote.size, mtime_ns=remote.mtime_ns, if_exists=if_exists)
         with closing(LocalStore(folder or ".")) as store:
-            found = store.stat(paths.check(name))
+            try:
+                found = store.stat(paths.check(name))
+            except NotFound:
+                return None  # it has gone since
             outcome = decide(found, wanted, compare, store.clock_step)
         return None if outcome is None else FileResult(self.path, self.name, outcome, found.size)
 
     def drop_parts(self) -> None:
         """Drop what is staged for a file that is here: an earlier run was killed just after it had published it."""
         folder, name = os.path.split(self.name)
-        if os.path.isdir(os.path.join(folder, paths.RESERVED)):
-            with closing(LocalStore(folder or ".")) as store:
-                store.partials(name, clear=True)
+        with closing(LocalStore(folder or ".")) as store:
+            store.partials(name, clear=True)
 
     def run(self, *, if_exists: str, resume: bool) -> FileResult:
         """Fetch it and return what became of it."""

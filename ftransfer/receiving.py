@@ -329,24 +329,25 @@ def with_life(work: Callable[[], T], show_life: Callable[[], None]) -> T:
             result.append(work())
         except BaseException as exc:  # noqa: BLE001 - raised again in the calling thread
             failure.append(exc)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="ftransfer-commit")
-    thread.start()
+    done = threading.Event()  # and not Thread.join, which believes after Ctrl-C that the thread has ended (bpo-45274)
+    threading.Thread(target=run, name="ftransfer-commit").start()
     try:
-        _wait_for(thread, show_life)
+        _wait_for(done, show_life)
     finally:
-        thread.join()  # also on Ctrl-C: what it works on may not be closed under it
+        done.wait()  # also on Ctrl-C: what it works on may not be closed under it
     if failure:
         raise failure[0]
     return result[0]
 
 
-def _wait_for(thread: threading.Thread, show_life: Callable[[], None]) -> None:
+def _wait_for(done: threading.Event, show_life: Callable[[], None]) -> None:
     lost: FtransferError | None = None
-    while thread.is_alive():
-        thread.join(SIGN_OF_LIFE)
+    while not done.wait(SIGN_OF_LIFE):
         try:
-            if thread.is_alive() and lost is None:
+            if lost is None:
                 show_life()
         except FtransferError as exc:
             lost = exc  # the work is finished all the same, and whoever sends next finds the connection gone

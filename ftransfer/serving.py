@@ -278,6 +278,9 @@ class Connection:
         if error.t is None:
             raise ConnectionLost(f"the client said: {paths.printable(error.message)}")
         if error.t in self._incoming:
+            incoming = self._incoming[error.t]
+            if incoming.size is None:
+                incoming.staging.discard()  # a stream that ended badly is never gone on with
             self._let_go(error.t, f"given up by the client ({error.code})")
 
     def _get(self, get: wire.Get) -> Outcome:

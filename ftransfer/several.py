@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ftransfer import paths
-from ftransfer.errors import BadPath, FtransferError, PartialFailure, UsageError
+from ftransfer.errors import BadPath, FtransferError, PartialFailure, UsageError, from_os
 from ftransfer.results import FileResult, TransferResult
 
 N = TypeVar("N", str, "str | None")
@@ -40,11 +40,14 @@ def outcome(run: Callable[[], FileResult], source: str, path: str, several: bool
     """Return the outcome of one file; among several a failure is an outcome, alone it is raised."""
     try:
         return run()
-    except FtransferError as exc:
+    except BrokenPipeError:
+        raise  # whoever read our output has left, and the command ends as filters do
+    except (FtransferError, OSError) as raised:
+        exc = raised if isinstance(raised, FtransferError) else from_os(raised, source)
         if exc.path is None and not (exc.remote or exc.retryable or isinstance(exc, UsageError)):
             exc.path = source
         if not several or exc.code == "cancelled":
-            raise
+            raise exc from raised.__cause__
         return FileResult(source, path, "failed", error=exc)
 
 

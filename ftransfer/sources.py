@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 from ftransfer import digests
 from ftransfer.errors import FtransferError, NotAFile, SourceChanged, from_os
@@ -36,7 +37,7 @@ def open_source(what: Uploadable) -> Source:
         return BytesSource(data, fingerprint=f"bytes-{digests.block_hash(data)}")
     read = getattr(what, "read1", getattr(what, "read", None))
     if read is not None:
-        return StreamSource(_chunks_of(read))
+        return StreamSource(_chunks_of(what, read))
     return StreamSource(iter(what))
 
 
@@ -46,8 +47,12 @@ def _open_path(path: str) -> Source:
     except OSError as exc:
         raise from_os(exc, path) from exc
     mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode) and not has_hidden_bytes(fd):
-        return FileSource(fd, path)
+    try:
+        if stat.S_ISREG(mode) and not has_hidden_bytes(fd):
+            return FileSource(fd, path)
+    except OSError as exc:
+        os.close(fd)
+        raise from_os(exc, path) from exc
     if stat.S_ISDIR(mode):
         os.close(fd)
         raise NotAFile("it is a folder", path=path, hint="name the files in it; this version transfers single files")
@@ -59,17 +64,16 @@ def _open_path(path: str) -> Source:
 
 def _chunks_of_fd(fd: int, *, close: bool = False) -> Iterator[bytes]:
     """Yield what comes. Only the thread that reads may close: else it could go on with what gets the number next."""
-    try:
-        while data := os.read(fd, CHUNK):
+    with open(fd, "rb", buffering=0, closefd=close) as file:
+        yield from _chunks_of(file, file.read)
+
+
+def _chunks_of(file: Any, read: Callable[[int], bytes | None]) -> Iterator[bytes]:
+    while (data := read(CHUNK)) != b"":
+        if data is None:  # the file does not block, and has nothing yet; its end is b""
+            select.select([file], [], [])
+        else:
             yield data
-    finally:
-        if close:
-            os.close(fd)
-
-
-def _chunks_of(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    while data := read(CHUNK):
-        yield data
 
 
 class StreamSource(Source):
@@ -193,7 +197,12 @@ def checksum_file(
     buffer = memoryview(bytearray(512 << 10))
     done = 0
     with opened as source:
-        while count := source.read_into(done, buffer):
+        while True:
+            while not source.ready(done, 0.2):
+                if check is not None:
+                    check()
+            if not (count := source.read_into(done, buffer)):
+                break
             if check is not None:
                 check()
             source.release(done, count)

@@ -24,6 +24,7 @@ class Upload:
 
     def __init__(self, link: Link, what: Uploadable, path: str, *, algorithm: str, observer: Observer):
         self.name = os.fspath(what) if isinstance(what, (str, os.PathLike)) else "-"
+        self.is_file = isinstance(what, (str, os.PathLike))
         self.path = path
         self.algorithm = algorithm
         self._link = link

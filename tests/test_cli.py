@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -438,8 +440,11 @@ def test_output_that_cannot_be_written_is_an_error(served: tuple[Path, str], her
     """A listing or a download that nobody could read did not succeed; a missing standard input is not an empty one."""
     root, url = served
     (root / "f").write_bytes(b"data")
-    commands = ["ls URL >/dev/full", "download -q URLf - >/dev/full", "upload - URLnothing <&-"]
-    for command in commands if Path("/dev/full").exists() else commands[-1:]:
+    commands = {"ls URL >/dev/full": 8, "download -q URLf - >/dev/full": 8, "stat --json URLno >/dev/full": 3}
+    if not Path("/dev/full").exists():
+        commands = {}
+    commands["upload - URLnothing <&-"] = 2
+    for command, status in commands.items():
         done = subprocess.run(
             f"{sys.executable} -m ftransfer {command.replace('URL', url)}",
             shell=True,
@@ -448,7 +453,7 @@ def test_output_that_cannot_be_written_is_an_error(served: tuple[Path, str], her
             capture_output=True,
             timeout=30,
         )
-        assert done.returncode == 8, command
+        assert done.returncode == status, command
         assert b"Traceback" not in done.stderr
     assert not (root / "nothing").exists()
 
@@ -493,3 +498,60 @@ def test_a_low_rate_still_gets_forward(tmp_path: Path, here: Path) -> None:
         assert run("upload", *words, "slow", f"{url}slow", cwd=here).status == 0
         assert run("download", *words, f"{url}slow", "back", cwd=here).status == 0
     assert (here / "back").read_bytes() == (here / "slow").read_bytes()
+
+
+def test_standard_input_that_does_not_block_is_read_to_its_end(served: tuple[Path, str]) -> None:
+    """Nothing there yet is not the end."""
+    root, url = served
+    near, far = os.pipe()
+    os.set_blocking(near, False)
+    words = [sys.executable, "-m", "ftransfer", "upload", "-v", "-", f"{url}nonblock"]
+    with subprocess.Popen(words, stdin=near, stderr=subprocess.PIPE) as process:
+        os.close(near)
+        os.write(far, b"1" * 1000)
+        until = time.monotonic() + 20
+        while not list(root.glob(".ftransfer-*")) and time.monotonic() < until:
+            select.select([], [], [], 0.02)  # until the first half is being stored
+        os.write(far, b"2" * 1000)
+        os.close(far)
+        assert process.wait(20) == 0
+    assert (root / "nonblock").read_bytes() == b"1" * 1000 + b"2" * 1000
+
+
+def test_a_stream_is_not_compared_with_a_file_named_dash(served: tuple[Path, str], here: Path) -> None:
+    """`-` is standard input, also for `--compare hash`."""
+    root, url = served
+    (here / "-").write_bytes(b"hello")
+    (root / "dash").write_bytes(b"hello")
+    assert run("upload", "-", "--compare", "hash", f"{url}dash", cwd=here, stdin=b"HELLO").status == 0
+    assert (root / "dash").read_bytes() == b"HELLO"
+
+
+def test_a_json_error_that_nobody_reads_is_no_traceback(served: tuple[Path, str]) -> None:
+    """The reader of a pipe may have left."""
+    command = f"{sys.executable} -m ftransfer stat --json {served[1]}missing"
+    done = subprocess.run(f"({command}; echo $? >&2) | true", shell=True, capture_output=True, check=False, timeout=30)
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("policy", "status", "says"), [("skip", 0, "not sent"), ("newer", 0, "not sent"), ("fail", 11, "exists")]
+)
+def test_a_folder_that_cannot_be_written_to_is_only_looked_at(
+    served: tuple[Path, str], here: Path, policy: str, status: int, says: str
+) -> None:
+    """Whether a name is taken can be told without writing there."""
+    if os.geteuid() == 0:
+        pytest.skip("NOT TESTED: root may write everywhere")
+    root, url = served
+    (root / "ro").write_bytes(b"12345")
+    os.utime(root / "ro", ns=(1_700_000_001_900_000_000,) * 2)
+    folder = here / "readonly"
+    folder.mkdir()
+    (folder / "ro").write_bytes(b"54321")
+    os.utime(folder / "ro", ns=(1_700_000_002_000_000_000 if policy == "newer" else 1_700_000_001_000_000_000,) * 2)
+    folder.chmod(0o555)
+    ran = run("download", "--if-exists", policy, f"{url}ro", "readonly/", cwd=here)
+    folder.chmod(0o755)
+    assert ran.status == status
+    assert says in ran.err

@@ -1,14 +1,17 @@
 """A folder that several users share: what another user has planted there is neither believed nor in the way."""
 
 import os
+import shutil
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 import ftransfer
+from ftransfer.digests import block_hash
 from ftransfer.errors import Refused
-from ftransfer.store import journal
+from ftransfer.store import journal, state
 from ftransfer.store.base import Description
 from ftransfer.store.local import LocalStore
 
@@ -91,3 +94,58 @@ def test_the_state_folder_is_ours_alone(tmp_path: Path) -> None:
     assert sorted(modes.values()) == [0o600, 0o700]
     staging.discard()
     store.close()
+
+
+@as_root
+def test_our_own_folder_stays_in_use_when_the_others_has_gone(tmp_path: Path) -> None:
+    """What was staged with it is found again, listed and dropped."""
+    folder = tmp_path / "shared"
+    folder.mkdir(mode=0o1777)
+    plant(folder, 0o700, NOBODY)
+    store = LocalStore(folder)
+    staging = store.claim(Description("f", 10, "f"))
+    staging.begin(0, 5)
+    staging.write(memoryview(b"12345"))
+    staging.accept(block_hash(b"12345"))
+    staging.release()
+    shutil.rmtree(folder / ".ftransfer")
+    staging = store.claim(Description("f", 10, "f"))
+    assert staging.inherited == 5
+    staging.release()
+    assert [partial.held for partial in store.partials(clear=True)] == [5]
+    assert os.listdir(folder) == []
+    store.close()
+
+
+def test_a_file_system_without_owners_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every folder looks open to all, its looks say nothing."""
+    monkeypatch.setattr(state, "_is_trusted", lambda _: False)
+    store = LocalStore(tmp_path)
+    staging = store.claim(Description("f", 1, "f"))
+    staging.discard()
+    assert os.listdir(tmp_path) == []
+    store.close()
+
+
+def test_the_clock_can_be_asked_by_many_at_once(tmp_path: Path) -> None:
+    """The folder that the question makes may go away under another's feet."""
+    stores = [LocalStore(tmp_path) for _ in range(4)]
+    failures: list[BaseException] = []
+
+    def ask(store: LocalStore) -> None:
+        try:
+            for _ in range(50):
+                store._clock_step = None
+                assert store.clock_step() == stores[0].clock_step()
+        except BaseException as exc:  # noqa: BLE001 - told below
+            failures.append(exc)
+
+    threads = [threading.Thread(target=ask, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for store in stores:
+        store.close()
+    assert failures == []
+    assert os.listdir(tmp_path) == []

@@ -52,7 +52,6 @@ def _run(options: Any, output: Output) -> int:
     except BrokenPipeError:
         return _die_of(signal.SIGPIPE)
     except OSError as exc:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # it may be what could not be written to, and is flushed at exit
         return output.failed(from_os(exc))
     except Exception as exc:
         if output.verbose:
@@ -60,7 +59,17 @@ def _run(options: Any, output: Output) -> int:
         kind = type(exc).__name__
         output.failed(FtransferError(f"internal error: {kind}: {exc}", hint="this is a bug; -v shows where"))
         return INTERNAL
+    finally:
+        _let_go_of_stdout()
     return status
+
+
+def _let_go_of_stdout() -> None:
+    """Write out what is left; where that cannot be written, see to it that it is not tried again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _prepare_streams() -> None:

@@ -94,8 +94,11 @@ class Output:
     def failed(self, exc: FtransferError) -> int:
         """Report an error and return the exit status."""
         self.end_bars()
-        if self.as_json and not isinstance(exc, PartialFailure):
-            self.event("error", error=error_fields(exc))
+        try:
+            if not isinstance(exc, PartialFailure):
+                self.event("error", error=error_fields(exc))
+        except OSError:
+            pass  # nobody reads it; stderr says it too
         for line in error_lines(exc):
             tell(line)
         return exc.exit_status

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +55,8 @@ def upload(options: argparse.Namespace, output: Output) -> int:
         target = remote_path(address)
         choices = _choices(options, output)
         if sources == ["-"]:
+            if fcntl.fcntl(0, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                raise UsageError("standard input is closed", hint="pipe something into it")
             stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - not ours to close
             return _report(output, lambda: remote.upload(stdin, target, **choices), sources, dest)
         if "-" in sources:

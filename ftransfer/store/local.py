@@ -91,7 +91,12 @@ class LocalStore(base.Store):
             if not stat.S_ISREG(mode):
                 os.close(opened)
                 raise NotAFile("it is a folder" if stat.S_ISDIR(mode) else "it is a special file", path=path)
-            if base.has_hidden_bytes(opened):
+            try:
+                made_up = base.has_hidden_bytes(opened)
+            except OSError:
+                os.close(opened)
+                raise
+            if made_up:
                 os.close(opened)
                 raise NotAFile("the system makes it up while it is read, so it has no size", path=path)
             return base.FileSource(opened, path)
@@ -121,6 +126,8 @@ class LocalStore(base.Store):
                     remove_tree(name, fd)
                 else:
                     os.rmdir(name, dir_fd=fd)
+                if self.synced is not None:
+                    self.synced.clear()  # again: what went meanwhile may have been met in between
             self._sync_all([os.dup(fd)])
 
     def move(self, path: str, target: str) -> None:

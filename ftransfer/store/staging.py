@@ -140,16 +140,13 @@ class LocalStaging(base.Staging):
         self.inherited = 0
 
     def check_space(self) -> None:
-        size = self._description.size
+        needed = (self._description.size or 0) - self.inherited
         with translated(self._description.path):
-            found = os.fstatvfs(self._folder)
-        free = found.f_bavail * found.f_frsize
-        needed = (size or 0) - self.inherited
-        if needed > free:
-            # An older version's part may be what fills the disk.
-            self._store.drop_others(self._description.path, self._key_name)
-            found = os.fstatvfs(self._folder)
-            free = found.f_bavail * found.f_frsize
+            free = self._free()
+            if needed > free:
+                # An older version's part may be what fills the disk.
+                self._store.drop_others(self._description.path, self._key_name)
+                free = self._free()
         if needed > free:
             if self.inherited:
                 self.release()  # what is there may be gone on with when there is space
@@ -160,6 +157,10 @@ class LocalStaging(base.Staging):
                 path=self._description.path,
                 hint="free some space (`ftransfer partials` shows what is unfinished), then run the command again",
             )
+
+    def _free(self) -> int:
+        found = os.fstatvfs(self._folder)
+        return found.f_bavail * found.f_frsize
 
     # Grains.
 

@@ -11,19 +11,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from typing import Any
+from typing import Any, Final
 
 from xxhash import xxh3_128_hexdigest
 
 from ftransfer import paths
-from ftransfer.errors import Busy, Refused, from_os
+from ftransfer.errors import Busy, FtransferError, Refused, from_os
 from ftransfer.store.folders import FOLDER_FLAGS, translated, unlink_if_there
 
 FOLDER = paths.RESERVED
 JOURNAL = ".journal"
 RECEIPTS = "receipts"
 _ATTEMPTS = 100
-CLOCK_STEPS = (1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
+CLOCK_STEPS = (1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_000)
 """Resolutions of file times that exist, in nanoseconds."""
 
 
@@ -32,49 +32,84 @@ def journal_prefix(path: str) -> str:
     return f"{xxh3_128_hexdigest(path.encode())}-"
 
 
+_MISSING: Final = None
+_FOREIGN: Final = -1
+
+
+def _is_trusted(fd: int) -> bool:
+    """Tell whether a folder is ours and nobody else may write to it."""
+    found = os.fstat(fd)
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
 class StateFolder:
     """`.ftransfer/` below a root; made when it is needed, gone when it is empty."""
 
     def __init__(self, root_fd: int):
         self._root_fd = root_fd
-        self._name = FOLDER
 
     def _open(self, *, create: bool) -> int | None:
         for _ in range(_ATTEMPTS):
-            fd = self._open_ours()
+            name, fd = self._find()
             if fd is not None or not create:
                 return fd
             try:
-                os.mkdir(self._name, 0o700, dir_fd=self._root_fd)
+                os.mkdir(name, 0o700, dir_fd=self._root_fd)
             except FileExistsError:
                 pass  # somebody else made it; or removed it, empty, before we looked: once more
             except OSError as exc:
                 raise from_os(exc, "the target folder") from exc
         raise Busy("the staging area changes too fast")
 
-    def _open_ours(self) -> int | None:
-        """Open the folder, or return None and the name that it is to have.
+    def _find(self) -> tuple[str, int | None]:
+        """Return the folder's name and a descriptor of it, or None in its place if it is still to be made.
 
         Whoever can write to it could make us rename and remove files, so another user's is passed by: in a folder that
-        users share each has one of their own.
+        users share each has one of their own, which comes first, so that it stays in use when the other's has gone.
         """
-        for self._name in (FOLDER, f"{FOLDER}-{os.geteuid()}"):
+        ours = f"{FOLDER}-{os.geteuid()}"
+        found = self._open_trusted(ours)
+        if found is _MISSING or found is _FOREIGN:
+            common = self._open_trusted(FOLDER)
+            if common is not _FOREIGN:
+                return FOLDER, common
+            if found is _FOREIGN:
+                raise Refused(
+                    f"{ours} belongs to somebody else, or others may write to it",
+                    hint="choose another folder, or remove it",
+                )
+        return ours, found
+
+    def _open_trusted(self, name: str) -> int | None:
+        """Return a descriptor, _MISSING if there is none of that name, _FOREIGN if it is not for us."""
+        try:
+            fd = os.open(name, FOLDER_FLAGS, dir_fd=self._root_fd)
+        except FileNotFoundError:
+            return _MISSING
+        except PermissionError:
+            return _FOREIGN
+        except OSError as exc:
+            raise from_os(exc, name) from exc
+        if _is_trusted(fd) or not self._keeps_owners():
+            return fd
+        os.close(fd)
+        return _FOREIGN
+
+    def _keeps_owners(self) -> bool:
+        """Tell whether this file system keeps owners and modes; where it keeps none, they say nothing."""
+        probe = f"{FOLDER}-{os.urandom(8).hex()}"
+        try:
+            os.mkdir(probe, 0o700, dir_fd=self._root_fd)
+        except OSError:
+            return True
+        try:
+            fd = os.open(probe, FOLDER_FLAGS, dir_fd=self._root_fd)
             try:
-                fd = os.open(self._name, FOLDER_FLAGS, dir_fd=self._root_fd)
-            except FileNotFoundError:
-                return None
-            except PermissionError:
-                continue
-            except OSError as exc:
-                raise from_os(exc, self._name) from exc
-            found = os.fstat(fd)
-            if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
-                return fd
-            os.close(fd)
-        raise Refused(
-            f"{self._name} belongs to somebody else, or others may write to it",
-            hint="choose another folder, or remove it",
-        )
+                return _is_trusted(fd)
+            finally:
+                os.close(fd)
+        finally:
+            os.rmdir(probe, dir_fd=self._root_fd)
 
     def lock(self, name: str, *, create: bool) -> int | None:
         """Return a descriptor of the journal, locked by us alone, or None if there is none and it is not to be made.
@@ -173,25 +208,27 @@ class StateFolder:
         """Return the resolution of this file system's times, in nanoseconds, by setting one and looking at it."""
         asked = 1_234_567_891_999_999_999  # an odd second, and all digits of its fraction at their highest
         name = f"clock-{os.urandom(8).hex()}"
-        folder = self._open(create=True)
-        if folder is None:  # pragma: no cover - made just now
-            return 1
         try:
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
-            try:
-                os.utime(fd, ns=(asked, asked))
-                kept = os.fstat(fd).st_mtime_ns
-            finally:
-                os.close(fd)
-                os.unlink(name, dir_fd=folder)
+            fd = self._open_journal(name, True)
+            assert fd is not None
+        except (OSError, FtransferError):
+            return 1  # nothing can be made here, so nobody knows; then a time that differs is a difference
+        try:
+            os.utime(fd, ns=(asked, asked))
+            kept = os.fstat(fd).st_mtime_ns
         finally:
-            os.close(folder)
+            os.close(fd)
+            self.remove(name)
             self.tidy()
         return next((step for step in CLOCK_STEPS if asked // step * step == kept), 1)
 
     def tidy(self) -> None:
         """Remove the folder if nothing is in it."""
-        for name in (f"{self._name}/{RECEIPTS}", self._name):
+        state, fd = self._find()
+        if fd is None:
+            return
+        os.close(fd)
+        for name in (f"{state}/{RECEIPTS}", state):
             try:
                 os.rmdir(name, dir_fd=self._root_fd)
             except OSError:
