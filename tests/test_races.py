@@ -331,7 +331,7 @@ def test_a_folder_that_is_swapped_for_a_link_leads_nowhere(base: Path, server: f
     targets = ("door/file", "door/sub/file", "door/new/er/file")
 
     def reads(remote: ftransfer.Remote, n: int) -> None:
-        target = base / "local/got"
+        target = base / f"local/got-{threading.get_ident()}"  # each thread has its own
         target.unlink(missing_ok=True)
         name = ("door/file", "door/sub/file")[n % 2]
         remote.download(name, target)
