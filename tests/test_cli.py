@@ -555,3 +555,17 @@ def test_a_folder_that_cannot_be_written_to_is_only_looked_at(
     folder.chmod(0o755)
     assert ran.status == status
     assert says in ran.err
+
+
+@pytest.mark.parametrize(
+    "words", [["ping", "ft://127.0.0.1:1"], ["ping", "-v", "ft://127.0.0.1:1"]], ids=["plain", "-v"]
+)
+def test_a_fault_of_our_own_has_its_own_status(words: list[str]) -> None:
+    """Never 1, which would mean a difference; -v shows where it was."""
+    code = (
+        f"import sys; from ftransfer.cli import files, main; files.ping = lambda *_: 1 // 0\nsys.exit(main({words!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=30)
+    assert done.returncode == 10
+    assert b"error: internal error: ZeroDivisionError" in done.stderr
+    assert (b"Traceback" in done.stderr) == ("-v" in words)

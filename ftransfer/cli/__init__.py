@@ -55,7 +55,9 @@ def _run(options: Any, output: Output) -> int:
         return output.failed(from_os(exc))
     except Exception as exc:
         if output.verbose:
-            raise
+            import traceback
+
+            traceback.print_exc()
         kind = type(exc).__name__
         output.failed(FtransferError(f"internal error: {kind}: {exc}", hint="this is a bug; -v shows where"))
         return INTERNAL
