@@ -53,7 +53,7 @@ def _run(options: Any, output: Output) -> int:
         return _die_of(signal.SIGPIPE)
     except OSError as exc:
         return output.failed(from_os(exc))
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - the last resort before the interpreter
         if output.verbose:
             import traceback
 
