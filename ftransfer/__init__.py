@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from ftransfer.digests import Digest
     from ftransfer.downloading import local_partials
     from ftransfer.errors import FtransferError
+    from ftransfer.filters import Filter, read_rules
     from ftransfer.host import Limits
+    from ftransfer.modes import Modes
     from ftransfer.progress import Progress
-    from ftransfer.results import FileResult, TransferResult, VerifyResult
+    from ftransfer.results import EntryVerdict, FileResult, Totals, TransferResult, TreeVerifyResult, VerifyResult
     from ftransfer.server import Server
     from ftransfer.sources import checksum_file
     from ftransfer.store.base import Entry, Partial
@@ -33,37 +35,49 @@ if TYPE_CHECKING:
 _WHERE = {
     "Digest": "digests",
     "Entry": "store.base",
+    "EntryVerdict": "results",
+    "Filter": "filters",
     "FileResult": "results",
     "FtransferError": "errors",
     "Limits": "host",
+    "Modes": "modes",
     "Partial": "store.base",
     "Progress": "progress",
     "Remote": "client",
     "Server": "server",
+    "Totals": "results",
     "TransferResult": "results",
+    "TreeVerifyResult": "results",
     "VerifyResult": "results",
     "checksum_file": "sources",
     "connect": "client",
     "local_partials": "downloading",
+    "read_rules": "filters",
 }
 
 __all__ = [
     "Digest",
     "Entry",
+    "EntryVerdict",
     "FileResult",
+    "Filter",
     "FtransferError",
     "Limits",
+    "Modes",
     "Partial",
     "Progress",
     "Remote",
     "Server",
+    "Totals",
     "TransferResult",
+    "TreeVerifyResult",
     "VerifyResult",
     "__version__",
     "checksum_file",
     "connect",
     "errors",
     "local_partials",
+    "read_rules",
 ]
 
 

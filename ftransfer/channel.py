@@ -15,6 +15,7 @@ import struct
 import sys
 import termios
 import time
+from collections import deque
 from collections.abc import Callable
 
 from ftransfer import wire
@@ -25,6 +26,8 @@ TICK = 0.5
 """Seconds after which a waiting channel looks at its deadline and whether it was cancelled."""
 LEAST_RATE = 1024
 """Bytes a second that a frame has to bring on the whole, beyond `timeout`."""
+MOST_ABSORBED = 1024
+"""Messages that are taken in while a send waits."""
 SLICE = 1 << 20
 """Bytes handed to the kernel in one call, so that a deadline is looked at between them."""
 
@@ -52,6 +55,8 @@ class Channel:
         self.socket = sock
         self.session = Session()
         self.timeout = timeout
+        self.absorbs = False
+        """Whether answers are taken in while a send waits: for a sender, whose answers have no bodies."""
         self.body_left = 0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -61,6 +66,7 @@ class Channel:
         self._throttle = throttle
         self._slice = slice_size
         self._prefix = bytearray(4)
+        self._absorbed: deque[wire.Message] = deque()
         self._scratch: memoryview | None = None
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
@@ -82,17 +88,21 @@ class Channel:
 
     def readable(self, seconds: float = 0.0) -> bool:
         """Tell whether something can be read within that time."""
-        return bool(self._poll.poll(seconds * 1000))
+        return bool(self._absorbed) or bool(self._poll.poll(seconds * 1000))
 
     def receive(self, patience: float | None = None, *, within: float = math.inf) -> wire.Message | None:
         """Return the next message that counts, or None if the peer closed between two frames.
 
-        The body of a block has to be read with `read_body` before the next call; one that belongs to what is over is
-        passed over here. Arguments: `patience` in seconds to wait for the first byte, else the channel's timeout;
-        `within` in seconds for all of it.
+        The body of a block or pack has to be read with `read_body` before the next call; what belongs to a transfer
+        that is over is passed over here.
+        Arguments: `patience` in seconds to wait for the first byte, else the channel's timeout; `within` in seconds for
+        all of it.
         Raises FrameError, UnknownMessage, OutOfTurn, RefusedName, TimedOut, ConnectionLost, what `check` raises.
         """
         self._check()
+        return self._absorbed.popleft() if self._absorbed else self._receive(patience, within=within)
+
+    def _receive(self, patience: float | None = None, *, within: float = math.inf) -> wire.Message | None:
         until = time.monotonic() + within
         while True:
             if self.body_left:
@@ -113,7 +123,7 @@ class Channel:
                     raise
                 continue
             counts = self.session.saw(message, self._peer)
-            self.body_left = message.body if isinstance(message, wire.Block) else 0
+            self.body_left = getattr(message, "body", 0)
             if counts:
                 return message
 
@@ -125,7 +135,7 @@ class Channel:
         return message
 
     def read_body(self, view: memoryview) -> None:
-        """Fill `view` from the body of the block that was just received. Raises what `receive` does."""
+        """Fill `view` from the body of the message that was just received. Raises what `receive` does."""
         self.body_left -= len(view)
         deadline = time.monotonic() + self.timeout + len(view) / LEAST_RATE
         if self._throttle is None:
@@ -198,6 +208,8 @@ class Channel:
                 now_pending = self._pending()
                 if now_pending != pending:
                     pending, silent_since = now_pending, time.monotonic()
+                if now_pending and self.absorbs:
+                    pending = self._absorb()
                 self._tick(deadline, silent_since)
                 continue
             except OSError as exc:
@@ -205,6 +217,17 @@ class Channel:
             sent += count
             self.bytes_out += count
             silent_since = time.monotonic()
+
+    def _absorb(self) -> int:
+        """Take in what has arrived, or a peer that waits to be rid of its answers would never read what we send."""
+        while (
+            len(self._absorbed) < MOST_ABSORBED
+            and not self.body_left
+            and self._poll.poll(0)
+            and (message := self._receive()) is not None
+        ):
+            self._absorbed.append(message)
+        return self._pending()
 
     def _pending(self) -> int:
         """Return how many bytes have arrived and were not read."""

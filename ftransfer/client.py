@@ -6,32 +6,33 @@ import builtins
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any, Self, Unpack
 
-from ftransfer import net, paths, wire
+from ftransfer import net, paths, singly, wire
 from ftransfer.asking import answers, stream_rows
 from ftransfer.channel import Channel
-from ftransfer.comparing import compare
-from ftransfer.digests import DEFAULT, HEX_LENGTH, Digest
+from ftransfer.digests import DEFAULT, Digest
 from ftransfer.errors import (
     AlreadyExists,
     FtransferError,
+    NotAFile,
     NotFound,
-    OutOfTurn,
-    ProtocolError,
     UsageError,
 )
 from ftransfer.link import Link, Patience
 from ftransfer.progress import Observer, ignore
-from ftransfer.results import FileResult, Pong, TransferResult, VerifyResult
+from ftransfer.results import EntryVerdict, Pong, TransferResult, TreeVerifyResult, VerifyResult
 from ftransfer.several import finish, outcome, resolve
 from ftransfer.sources import Uploadable
 from ftransfer.store.base import FOLDER, Entry, Partial
 from ftransfer.uploading import Upload
 
 if TYPE_CHECKING:
-    from ftransfer.downloading import Download
+    from ftransfer.filters import Filter
+    from ftransfer.tally import OnFile
+    from ftransfer.treejobs import Job
+    from ftransfer.weighing import TreeOptions
 
 Local = str | os.PathLike[str]
 
@@ -96,48 +97,71 @@ class Remote:
         resume: bool = True,
         algorithm: str = DEFAULT,
         on_progress: Observer | None = None,
+        on_file: OnFile | None = None,
+        **trees: Unpack[TreeOptions],
     ) -> TransferResult:
-        """Upload a file or several, bytes, a file object or an iterator of bytes.
+        """Upload files and folders, bytes, a file object or an iterator of bytes.
 
-        Arguments: `source`; a list or tuple holds several paths. `dest`, the new name, or a folder if it ends in `/`
-        or is one. `compare` (quick, hash, none), what counts as equal and is not sent; `if_exists` (replace, newer,
-        skip, rename, fail), what happens if the name is taken. Returns what became of each file. Raises the error of
-        a single file; for several, PartialFailure with the results if any failed.
+        Arguments: `source`; a list or tuple holds several paths. A folder arrives in `dest` under its name, or, if it
+        ends in `/`, what is in it arrives there. `dest`, for a file the new name, or a folder if it ends in `/` or is
+        one. `compare` (quick, hash, none), what counts as equal and is not sent; `if_exists` (replace, newer, skip,
+        rename, fail), what happens if the name is taken. `on_file` is told of each file. For folders: `links` (copy,
+        follow, skip), what becomes of symbolic links; `filter`, what is taken; `modes`, other permission bits; `delete`
+        removes, after all else went well, what the source lacks; `dry_run` only says what would be done.
+        Returns what became of each file. Raises the error of a single file; for several, PartialFailure with the
+        results if any failed.
         """
-        observer = on_progress or ignore
         several = isinstance(source, (list, tuple))
         sources: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
+        if (
+            trees.get("dry_run")
+            or trees.get("modes")
+            or any(isinstance(s, (str, os.PathLike)) and os.path.isdir(s) for s in sources)
+        ):
+            return self._job(compare, if_exists, resume, algorithm, on_progress, on_file, trees).upload(sources, dest)
+        observer = on_progress or ignore
         started = time.monotonic()
         names = [os.path.abspath(os.fspath(s)) if isinstance(s, (str, os.PathLike)) else None for s in sources]
         places = resolve(names, lambda name: paths.check(self._path(self.target(dest + "/" * several, name))))
         files = []
         for one, where in zip(sources, places, strict=True):
             upload = Upload(self._link, one, where, algorithm=algorithm, observer=observer)
-            run = lambda u=upload: self._upload_one(u, compare, if_exists, resume)  # noqa: E731
+            run = lambda u=upload: singly.upload_one(  # noqa: E731
+                self._link, u, compare=compare, if_exists=if_exists, resume=resume
+            )
             files.append(outcome(run, upload.name, where, several))
+            if on_file is not None:
+                on_file(files[-1])
         shown = self._path(dest) if several else files[0].path
-        return finish(TransferResult(str(self.address.at(shown)), files, time.monotonic() - started))
+        result = TransferResult(str(self.address.at(shown)), files, time.monotonic() - started)
+        return finish(result, is_single=len(files) == 1)
 
-    def _upload_one(self, upload: Upload, compare: str, if_exists: str, resume: bool) -> FileResult:
-        if (compare == "hash" and upload.is_file) and (
-            same := self._same_by_hash(upload.name, upload.path, upload.algorithm, upload.observer)
-        ):
-            return same
-        return upload.run(compare="quick" if compare == "quick" else "none", if_exists=if_exists, resume=resume)
+    def _job(  # noqa: PLR0917 - in the order in which they stand
+        self,
+        compare: str,
+        if_exists: str,
+        resume: bool,
+        algorithm: str,
+        on_progress: Observer | None,
+        on_file: OnFile | None,
+        trees: TreeOptions,
+        *,
+        durable: bool = True,
+    ) -> Job:
+        from ftransfer.treejobs import Job  # here, because a single file starts quicker without
+        from ftransfer.weighing import Choices
 
-    def _same_by_hash(self, local: str, path: str, algorithm: str, observer: Observer) -> FileResult | None:
-        """Return a result if both ends hold the same bytes already."""
-        try:
-            if not os.path.isfile(local) or self._stat(path).size != os.path.getsize(local):
-                return None
-        except NotFound:
-            return None
-        started = time.monotonic()
-        both = self._verify(local, path, algorithm, observer)
-        if not both.same:
-            return None
-        size = os.path.getsize(local)
-        return FileResult(local, path, "same", size, seconds=time.monotonic() - started, digest=both.local_digest)
+        return Job(
+            self._link,
+            self.address,
+            path_of=self._path,
+            target=self.target,
+            choices=Choices(compare, if_exists, resume, algorithm),
+            options=trees,
+            on_file=on_file,
+            observer=on_progress or ignore,
+            durable=durable,
+        )
 
     def download(
         self,
@@ -150,40 +174,65 @@ class Remote:
         algorithm: str = DEFAULT,
         durable: bool = True,
         on_progress: Observer | None = None,
+        on_file: OnFile | None = None,
+        **trees: Unpack[TreeOptions],
     ) -> TransferResult:
-        """Download a file or several, to a path or into a binary file object.
+        """Download files and folders to a path, or a file into a binary file object.
 
-        Arguments: as for `upload`; `dest` is a new name, or a folder if it ends in `/` or is one; a file object gets
-        verified bytes in order, and only success tells that they were all. `durable` syncs the file before it counts.
+        Arguments: as for `upload`; `dest` is a new name for a file, or a folder if it ends in `/` or is one; a file
+        object gets verified bytes in order, and only success tells that they were all. `durable` syncs what came
+        before it counts.
         """
-        observer = on_progress or ignore
-        several = isinstance(source, (list, tuple))
         from ftransfer.downloading import Download, local_target  # here, because an upload starts quicker without
 
+        several = isinstance(source, (list, tuple))
         sources: list[str] = [source] if isinstance(source, str) else list(source)
+
+        def folders() -> TransferResult:
+            job = self._job(compare, if_exists, resume, algorithm, on_progress, on_file, trees, durable=durable)
+            return job.download(sources, os.fspath(dest))  # type: ignore[arg-type]
+
+        is_path = isinstance(dest, (str, os.PathLike))
+        if is_path and (trees.get("dry_run") or trees.get("modes") or self._has_folder(sources)):
+            return folders()
+        observer = on_progress or ignore
         started = time.monotonic()
         remote = resolve(sources, lambda name: paths.check(self._path(name)))
-        places: list[str | IO[bytes]] = [dest] * len(remote) if not isinstance(dest, (str, os.PathLike)) else []
+        places: list[str | IO[bytes]] = []
         if isinstance(dest, (str, os.PathLike)):
             places += resolve(remote, lambda path: local_target(dest, path, several))
+        else:
+            places += [dest] * len(remote)
         files = []
         for path, where in zip(remote, places, strict=True):
-            job = Download(self._link, path, where, algorithm=algorithm, durable=durable, observer=observer)
-            run = lambda d=job: self._download_one(d, compare, if_exists, resume)  # noqa: E731
-            files.append(outcome(run, path, job.name, several))
+            download = Download(self._link, path, where, algorithm=algorithm, durable=durable, observer=observer)
+            run = lambda d=download: singly.download_one(  # noqa: E731
+                self._link, d, compare=compare, if_exists=if_exists, resume=resume
+            )
+            try:
+                files.append(outcome(run, path, download.name, several))
+            except NotAFile:
+                if is_path and singly.stat(self._link, path).kind == FOLDER:
+                    return folders()
+                raise
+            if on_file is not None:
+                on_file(files[-1])
         shown = os.fspath(dest) if several and isinstance(dest, (str, os.PathLike)) else files[0].path
-        return finish(TransferResult(shown, files, time.monotonic() - started))
+        return finish(TransferResult(shown, files, time.monotonic() - started), is_single=len(files) == 1)
 
-    def _download_one(self, job: Download, compare: str, if_exists: str, resume: bool) -> FileResult:
-        if job.exists:
-            if compare == "hash" and (same := self._same_by_hash(job.name, job.path, job.algorithm, job.observer)):
-                job.drop_parts()
-                return same._replace(source=job.path, path=job.name)
-            decided = job.decide(self._stat(job.path), compare, if_exists)
-            if decided is not None:
-                job.drop_parts()
-                return decided
-        return job.run(if_exists=if_exists, resume=resume)
+    def _has_folder(self, sources: Sequence[str]) -> bool:
+        """Tell whether a folder is among the names; one that stands alone shows itself when it is fetched."""
+        for source in sources:
+            if not source.strip("/") or source.endswith("/"):
+                return True
+            if len(sources) > 1:
+                try:
+                    if singly.stat(self._link, self._path(source)).kind == FOLDER:
+                        return True
+                except FtransferError as exc:
+                    if exc.retryable:
+                        raise
+        return False
 
     def verify(
         self, local: Local, path: str, *, algorithm: str = DEFAULT, on_progress: Observer | None = None
@@ -194,7 +243,28 @@ class Remote:
         at one end has no digest. Raises NotFound if it is missing at both.
         """
         remote = self._path(self.target(path, os.path.abspath(os.fspath(local))))
-        return self._verify(os.fspath(local), paths.check(remote), algorithm, on_progress or ignore)
+        return singly.verify_one(self._link, os.fspath(local), paths.check(remote), algorithm, on_progress or ignore)
+
+    def verify_folder(
+        self,
+        local: Local,
+        path: str,
+        *,
+        algorithm: str = DEFAULT,
+        links: str = "copy",
+        filter: Filter | None = None,  # noqa: A002 - the word for it
+        on_progress: Observer | None = None,
+        on_entry: Callable[[EntryVerdict], None] | None = None,
+    ) -> TreeVerifyResult:
+        """Compare a local folder with a remote one, entry by entry, files by their hashes, both ends at the same time.
+
+        Arguments: `path`, the remote folder; `on_entry` is told the verdict on each entry. Returns the counts.
+        """
+        trees: TreeOptions = {"links": links}
+        if filter is not None:
+            trees["filter"] = filter
+        job = self._job("quick", "replace", True, algorithm, on_progress, None, trees)
+        return job.verify(os.fspath(local), self._path(path), on_entry or (lambda _: None))
 
     def target(self, path: str, source: str | None) -> str:
         """Return where `source` ends up if it is put at `path`: inside, if that is a folder or ends in a slash.
@@ -213,42 +283,31 @@ class Remote:
             raise UsageError("a stream has no name of its own", hint="add the name of a file to the address")
         return paths.join(path.strip("/"), source.rpartition("/")[2])
 
-    def _verify(self, local: str, path: str, algorithm: str, observer: Observer) -> VerifyResult:
-        return compare(
-            local,
-            path,
-            lambda: self._checksum(path, algorithm, observer),
-            algorithm=algorithm,
-            observer=observer,
-            check=self._link.check,
-        )
-
     # Looking around and changing.
 
     def checksum(self, path: str, *, algorithm: str = DEFAULT, on_progress: Observer | None = None) -> Digest:
         """Return the digest of a remote file, which the server reads and hashes now."""
-        return self._checksum(paths.check(self._path(path)), algorithm, on_progress or ignore)
+        return singly.checksum(self._link, paths.check(self._path(path)), algorithm, on_progress or ignore)
 
-    def _checksum(self, path: str, algorithm: str, observer: Observer) -> Digest:
-        def ask(channel: Channel) -> Digest:
-            t = self._link.next_t()
-            channel.send(wire.Checksum(t=t, path=path, algorithm=algorithm))
-            for answer in answers(channel, t, path, observer):
-                if isinstance(answer, wire.Digest) and len(answer.hash) == HEX_LENGTH[algorithm]:
-                    return Digest(algorithm, answer.hash)
-            raise OutOfTurn("the server sent no digest")
+    def checksums(
+        self,
+        names: Iterable[str],
+        path: str = "",
+        *,
+        algorithm: str = DEFAULT,
+        on_progress: Observer | None = None,
+    ) -> Iterator[tuple[str, Digest | FtransferError]]:
+        """Yield each name with the digest of that file below a folder, or with what was wrong with it.
 
-        return self._link.run(ask, path=path, observer=observer)
+        The server reads and hashes them, many for a request. Arguments: `names` below the folder `path`.
+        """
+        from ftransfer.bulkhashing import hash_all  # here, because an upload starts quicker without
+
+        return hash_all(self._link, self._path(path), names, algorithm, on_progress or ignore)
 
     def stat(self, path: str = "") -> Entry:
         """Return what is at a path. Raises NotFound."""
-        return self._stat(self._path(path))
-
-    def _stat(self, path: str) -> Entry:
-        rows = self._link.run(lambda c: [*stream_rows(c, wire.Stat(t=self._link.next_t(), path=path))], path=path)
-        if len(rows) != 1:
-            raise ProtocolError("the server described not one file")
-        return rows[0]
+        return singly.stat(self._link, self._path(path))
 
     def list(self, path: str = "", *, recursive: bool = False) -> Iterator[Entry]:
         """Yield what a folder holds, sorted by name in each folder, with paths relative to it.
@@ -284,7 +343,7 @@ class Remote:
         """Give a file or folder another name. Raises AlreadyExists if that is taken."""
         where, to = self._path(path), self._path(target)
         if self._change(lambda t: wire.Move(t=t, path=where, target=to), done_if=NotFound):
-            self._stat(to)  # it is gone from its old name: moved, unless it was never there
+            singly.stat(self._link, to)  # it is gone from its old name: moved, unless it was never there
 
     def _change(self, make: Callable[[int], wire.Message], *, done_if: type[FtransferError]) -> bool:
         """Ask for a change; where the answer was lost, `done_if` on the next try means that it had been made.
@@ -325,28 +384,7 @@ class Remote:
 
     def ping(self) -> Pong:
         """Ask the server for a sign of life; return times, versions, limits and the facts of the connection."""
-
-        def ask(channel: Channel) -> Pong:
-            started = time.monotonic()
-            t = self._link.next_t()
-            channel.send(wire.Ping(t=t))
-            facts = [line for a in answers(channel, t, "") if isinstance(a, wire.Pong) for line in a.facts]
-            seconds = time.monotonic() - started
-            welcome = self._link.limits
-            return Pong(
-                self._link.connect_seconds,
-                seconds,
-                welcome.software,
-                welcome.version,
-                welcome.read_only,
-                welcome.durable,
-                welcome.max_block,
-                welcome.window,
-                net.facts(channel.socket),
-                facts,
-            )
-
-        return self._link.run(ask)
+        return singly.ping(self._link)
 
     def _path(self, path: str) -> str:
         """Return a path below the folder of the address."""

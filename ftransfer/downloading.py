@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack, closing
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from ftransfer import paths, wire
 from ftransfer.channel import Channel
 from ftransfer.digests import Digest
 from ftransfer.errors import (
     FtransferError,
+    NotAFile,
     NotFound,
     OutOfTurn,
     SourceChanged,
@@ -26,6 +27,9 @@ from ftransfer.store import sync
 from ftransfer.store.base import Committed, Description, Entry, Partial, Staging
 from ftransfer.store.local import LocalStore
 from ftransfer.store.stream import StreamStaging
+
+if TYPE_CHECKING:
+    from ftransfer.modes import Modes
 
 
 def local_target(dest: str | os.PathLike[str], path: str, several: bool) -> str:
@@ -57,6 +61,8 @@ class Download:
         self._fingerprint: str | None = None
         self._received_before = 0
         self._sent_end = 0.0
+        self.modes: Modes | None = None
+        """What changes the file's permission bits."""
 
     @property
     def exists(self) -> bool:
@@ -114,7 +120,7 @@ class Download:
         folder = os.path.dirname(where) or "."
         paths.check(os.path.basename(where))
         try:
-            _make_folders(folder, durable=self._durable)
+            make_folders(folder, durable=self._durable)
         except OSError as exc:
             raise from_os(exc, folder) from exc
         store = LocalStore(folder, durable=self._durable, receipts=False)
@@ -185,7 +191,8 @@ class Download:
             staging = StreamStaging(self._where, self.name)
         else:
             name = os.path.basename(self.name)
-            wanted = Description(name, file.size, file.fingerprint, file.mtime_ns, file.mode, None, if_exists)
+            mode = file.mode if self.modes is None or file.mode is None else self.modes.file(file.mode)
+            wanted = Description(name, file.size, file.fingerprint, file.mtime_ns, mode, None, if_exists)
             staging = self._store.claim(wanted, resume=resume)
             staging.check_space()
         self._sent_end = time.monotonic()
@@ -207,7 +214,7 @@ class Download:
             self._incoming = None
 
 
-def _make_folders(folder: str, *, durable: bool) -> None:
+def make_folders(folder: str, *, durable: bool) -> None:
     """Make a local folder and those above it that are missing; what lies in them is as durable as their entries."""
     missing = []
     at = os.path.abspath(folder)
@@ -215,7 +222,12 @@ def _make_folders(folder: str, *, durable: bool) -> None:
         missing.append(at)
         at = os.path.dirname(at)
     for path in reversed(missing):
-        os.makedirs(path, exist_ok=True)
+        try:
+            os.makedirs(path, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as exc:
+            raise NotAFile("it is not a folder", path=path) from exc
+        except OSError as exc:
+            raise from_os(exc, path) from exc
         if durable:
             fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC)
             try:

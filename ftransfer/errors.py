@@ -29,6 +29,8 @@ class FtransferError(Exception):
         self.hint = self.default_hint if hint is None else hint
         self.path = path
         self.remote = remote
+        self.results: Any = None
+        """What was done before it, where that is more than nothing: a `TransferResult`."""
 
     def __str__(self) -> str:
         return self.message
@@ -138,7 +140,14 @@ class PartialFailure(FtransferError):
 
     def __init__(self, message: str = "", *, results: Any = None, **fields: Any):
         super().__init__(message, **fields)
-        self.results = results
+        self.results: Any = results
+
+
+class SourcesVanished(PartialFailure):
+    """Some files were gone when their turn came, all others are done; `results` says which."""
+
+    code = "vanished"
+    exit_status = 24
 
 
 class IntegrityError(FtransferError):
@@ -213,6 +222,10 @@ class Cancelled(FtransferError):
     code = "cancelled"
     exit_status = 130
     default_hint = "run the same command again: it goes on where it stopped"
+
+
+FILE_FAULTS = (NotFound, NotAFile, Refused, BadPath, IntegrityError, DiskError)
+"""What can be wrong with one file of several at this end, and ends nothing more."""
 
 
 def _leaves(cls: type[FtransferError]) -> dict[str, type[FtransferError]]:

@@ -7,6 +7,9 @@ from typing import NamedTuple, Protocol
 
 from ftransfer.store.base import Store
 
+Outcome = tuple[int, str] | None
+"""What a handler has to say in the log: bytes and result, or nothing yet."""
+
 
 class Limits(NamedTuple):
     """What one server bears; each is a named number with a default.

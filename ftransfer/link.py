@@ -88,6 +88,12 @@ class Link:
         self._channel: Channel | None = None
         self._former: str | None = None
 
+    def another(self) -> Link:
+        """Return a link of its own to the same server, with the same patience and end."""
+        made = Link(self.address, self.patience, cancel=self.cancel)
+        made._until = self._until
+        return made
+
     def check(self) -> None:
         """Raise Cancelled or TimedOut if this client has to stop."""
         if self.cancel is not None and self.cancel.is_set():

@@ -7,6 +7,8 @@ wherever a person sees them. Called by `wire` (every path in a message), the sto
 
 from __future__ import annotations
 
+import re
+
 from ftransfer.errors import BadPath
 
 MAX_PATH = 4096
@@ -44,12 +46,23 @@ def _is_ignorable(char: str) -> bool:
     )
 
 
+_is_plain = re.compile(r"[^/.\0][^/\0]{0,254}(?:/[^/.\0][^/\0]{0,254}){0,127}", re.DOTALL).fullmatch
+"""ASCII paths that this matches are good, which is quickly seen: no component begins with a dot."""
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell, quickly, that a component is good; most are, and False says nothing."""
+    return name.isascii() and _is_plain(name) is not None
+
+
 def check(path: str, *, root: bool = False) -> str:
     """Return `path` if it may be used, unchanged.
 
     Arguments: `root` allows the empty path, which means the served folder itself.
     Raises BadPath with what is wrong and, where there is a way out, a hint.
     """
+    if path.isascii() and len(path) <= MAX_PATH and _is_plain(path):
+        return path
     if not path:
         if root:
             return path
@@ -86,6 +99,31 @@ def _check_component(component: str, path: str) -> None:
 def join(folder: str, name: str) -> str:
     """Return the path of `name` inside `folder`, both wire paths; the result still has to be checked."""
     return f"{folder}/{name}" if folder else name
+
+
+def check_link(path: str, target: str) -> None:
+    """Raise BadPath if a symbolic link at `path` that says `target` may not be made: it could lead out of its tree.
+
+    `..` counts at the beginning only: after the name of another link nobody knows what it leads to.
+    """
+    if not target.isascii() and _SURROGATE.search(target):
+        raise BadPath("a symbolic link whose target is not valid UTF-8", path=path)
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    up = 0
+    while up < len(parts) and parts[up] == "..":
+        up += 1
+    if not target or len(target) > MAX_PATH // 4 or "\0" in target:
+        raise BadPath("a symbolic link whose target cannot be used", path=path)
+    if target[0] == "/" or up > path.count("/") or ".." in parts[up:]:
+        raise BadPath("a symbolic link that leads out of the folder", path=path)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def short(text: str, most: int) -> str:
+    """Return text for a message: escaped as `readable` does, and cut to that many bytes of UTF-8."""
+    return readable(text).encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
 def readable(text: str) -> str:

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """Where one file stands.
+    """Where one file stands, or a tree.
 
     `phase` is one word: sending, receiving, waiting, verifying, hashing, syncing, retrying, done. `done` and `total`
     are bytes of that phase; `total` is None for a stream. `inherited` bytes were there before, and count for no rate.
-    `note` is for people, where there is something to say.
+    `note` is for people, where there is something to say. Of a tree, `is_tree`, it tells of the whole: `files` are
+    done, `total_files` counted so far; `total` is None while it is still counted. `is_part` tells of a large file in
+    it.
     """
 
     phase: str
@@ -24,6 +26,10 @@ class Progress(NamedTuple):
     total: int | None
     inherited: int = 0
     note: str = ""
+    files: int = 0
+    total_files: int = 0
+    is_tree: bool = False
+    is_part: bool = False
 
 
 Observer = Callable[[Progress], None]

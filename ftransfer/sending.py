@@ -30,6 +30,8 @@ CHUNK = 512 << 10
 """Bytes read and hashed at a time, so that they are still in the cache when they are hashed."""
 FIRST_BLOCK = 256 << 10
 """Size of the blocks before the speed of the line is known, in bytes."""
+KNOWN = 1 << 20
+"""Bytes that say how fast a line is."""
 BLOCK_SECONDS = 2.0
 """What a block may take on the line, so that a bad line always gets forward."""
 SIGN_OF_LIFE = 2.0
@@ -53,6 +55,11 @@ class Pace:
         self._largest = largest
         self._since = time.monotonic()
         self._count = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether enough has arrived to say how fast the line is."""
+        return self._count >= KNOWN or time.monotonic() - self._since > BLOCK_SECONDS
 
     def confirmed(self, length: int) -> None:
         """Take note that so many bytes have arrived."""
@@ -209,8 +216,16 @@ class Sender:
         self._channel = channel
         self._receive = receive or channel.expect
         self._other = other
-        self._buffer = memoryview(bytearray(largest_block))
-        self._pace = Pace(largest_block)
+        self._largest_block = largest_block
+        self._buffer: memoryview | None = None
+        self.pace = Pace(largest_block)
+
+    @property
+    def buffer(self) -> memoryview:
+        """For the bytes of one message on their way out; made when it is first needed."""
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(self._largest_block))
+        return self._buffer
 
     def run(self, out: Outgoing) -> wire.Receipt:
         """Send one file and return its receipt.
@@ -218,19 +233,31 @@ class Sender:
         Raises what the receiver reports, SourceChanged, or what the channel raises. Where the fault is the source's,
         the receiver is told, and the connection can be used on.
         """
+        receipt = self.push(out)
+        while receipt is None:
+            receipt = self.take(out, self._receive())
+            if receipt is None and not out.ended:
+                receipt = self.push(out)
+        return receipt
+
+    def push(self, out: Outgoing) -> wire.Receipt | None:
+        """Send one file up to its end, for which a receipt is still to come; return the receipt if it came at once.
+
+        Raises what `run` raises.
+        """
+        self._channel.absorbs = True
         out.last_sent = time.monotonic()
-        while True:
+        while not out.ended:
             try:
                 receipt = self._take_answers(out)
                 if receipt is not None:
-                    out.check_receipt(receipt)
-                    out.tell("done", out.size or receipt.size or 0, out.size)
                     return receipt
                 self._step(out)
             except (IntegrityError, DiskError) as exc:
                 if not exc.remote:
                     self.fail(out, exc)
                 raise
+        return None
 
     def fail(self, out: Outgoing, exc: FtransferError) -> None:
         """Tell the receiver that this file will not come."""
@@ -250,16 +277,19 @@ class Sender:
 
     def _take_answers(self, out: Outgoing) -> wire.Receipt | None:
         """Read the answers that are there, or wait for one if there is nothing else to do."""
-        wait = out.ended or not (out.may_send or out.all_sent)
+        wait = not (out.may_send or out.all_sent)
         while wait or self._channel.readable():
-            message = self._receive()
-            receipt = self._take(out, message)
+            receipt = self.take(out, self._receive())
             if receipt is not None:
                 return receipt
             wait = False
         return None
 
-    def _take(self, out: Outgoing, message: wire.Message) -> wire.Receipt | None:
+    def take(self, out: Outgoing, message: wire.Message) -> wire.Receipt | None:
+        """Take an answer to this file; return its receipt if that is what came.
+
+        Raises what the receiver reports; IntegrityError for a receipt of other bytes, of which the receiver is told.
+        """
         if isinstance(message, wire.Error) and message.t in (None, out.t):
             raise from_code(message.code, message.message, hint=message.hint)
         if getattr(message, "t", None) != out.t:
@@ -267,17 +297,19 @@ class Sender:
                 raise OutOfTurn(f"{message.type} for another number")
             self._other(message)
         elif isinstance(message, wire.Stored):
-            self._pace.confirmed(out.stored(message))
+            self.pace.confirmed(out.stored(message))
         elif isinstance(message, wire.Want):
             out.wanted(message)
         elif isinstance(message, wire.Working):
             out.tell(message.phase, message.done, message.total)
         elif isinstance(message, wire.Receipt):
+            out.check_receipt(message)
+            out.tell("done", out.size or message.size or 0, out.size)
             return message
         return None
 
     def _send_piece(self, out: Outgoing) -> None:
-        offset, length = out.take(self._pace.block)
+        offset, length = out.take(self.pace.block)
         is_data, run = out.source.extent(offset, length)
         if run < length:
             out.give_back(offset + run, length - run)
@@ -302,7 +334,7 @@ class Sender:
         until = time.monotonic() + STREAM_SECONDS
         got = 0
         while got < length:
-            view = self._buffer[got : min(got + CHUNK, length)]
+            view = self.buffer[got : min(got + CHUNK, length)]
             count = self._read_source(out, offset + got, view)
             view = view[:count]
             block.update(view)
@@ -314,7 +346,7 @@ class Sender:
             if out.size is None and not out.source.ready(offset + got, max(0.0, until - time.monotonic())):
                 out.give_back(offset + got, length - got)
                 break
-        return self._buffer[:got], block.hexdigest()
+        return self.buffer[:got], block.hexdigest()
 
     @staticmethod
     def _read_source(out: Outgoing, offset: int, view: memoryview) -> int:
@@ -354,7 +386,7 @@ class Sender:
         until = time.monotonic() + SIGN_OF_LIFE
         while out.digest.position < size and time.monotonic() < until:
             at = out.digest.position
-            view = self._buffer[: min(CHUNK, size - at)]
+            view = self.buffer[: min(CHUNK, size - at)]
             if self._read_source(out, at, view) < len(view):
                 self._met_end(out, at)
             out.digest.feed(at, view)

@@ -11,10 +11,11 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from ftransfer import SOFTWARE, digests, net, paths, wire
+from ftransfer import SOFTWARE, net, paths, wire
+from ftransfer.answering import Answers, check_writable
 from ftransfer.channel import Channel
 from ftransfer.errors import (
     AlreadyExists,
@@ -24,24 +25,32 @@ from ftransfer.errors import (
     NotFound,
     OutOfTurn,
     ProtocolError,
-    Refused,
     ServerClosing,
     ServerFull,
     SourceChanged,
     TimedOut,
     VersionMismatch,
 )
-from ftransfer.host import Host
-from ftransfer.receiving import SIGN_OF_LIFE, Incoming, decide, with_life
+from ftransfer.host import Host, Outcome
+from ftransfer.receiving import Incoming, decide
 from ftransfer.sending import Outgoing, Sender
 from ftransfer.session import SERVER
 from ftransfer.store.base import Description
+from ftransfer.treeserving import ServedTrees
 
 log = logging.getLogger("ftransfer.server")
 
 
-Outcome = tuple[int, str] | None
-"""What a handler has to say in the log: bytes and result, or nothing yet."""
+MOST_QUEUED = 1024
+"""Messages that are kept while a file is sent."""
+
+
+class _Sent(NamedTuple):
+    """A file that was sent to its end, and whose receipt is still to come."""
+
+    get: wire.Get
+    out: Outgoing
+    started: float
 
 
 class Connection:
@@ -54,6 +63,9 @@ class Connection:
         self.channel = Channel(sock, role=SERVER, timeout=server.timeout, check=self._check)
         self._incoming: dict[int, Incoming] = {}
         self._described: dict[int, tuple[wire.Put, float]] = {}
+        self._outgoing: dict[int, _Sent] = {}
+        self._sender = Sender(self.channel, receive=self._expect, other=self._queue_up)
+        self._trees = ServedTrees(server, self.channel, self._sender, self._log)
         self._queue: deque[wire.Message] = deque()
         self._handlers: dict[type[wire.Message], Callable[[Any], Outcome]] = {
             wire.Put: self._put,
@@ -61,16 +73,13 @@ class Connection:
             wire.Block: lambda m: self._incoming[m.t].block(m),
             wire.Hole: lambda m: self._incoming[m.t].hole(m),
             wire.End: self._end,
+            wire.Stored: self._answer,
+            wire.Want: self._answer,
+            wire.Receipt: self._answer,
             wire.Error: self._error,
             wire.Working: lambda _: None,
-            wire.List: self._list,
-            wire.Stat: self._stat,
-            wire.Checksum: self._checksum,
-            wire.Mkdir: lambda m: self._change(m, lambda s: s.mkdir(m.path, parents=m.parents)),
-            wire.Remove: lambda m: self._change(m, lambda s: s.remove(m.path, recursive=m.recursive)),
-            wire.Move: lambda m: self._change(m, lambda s: s.move(m.path, m.target)),
-            wire.Partials: self._partials,
-            wire.Ping: self._ping,
+            **Answers(server, self.channel).handlers,
+            **self._trees.handlers,
         }
 
     def run(self) -> None:
@@ -93,6 +102,9 @@ class Connection:
         finally:
             for t in list(self._incoming):
                 self._let_go(t, "interrupted")
+            for t in list(self._outgoing):
+                self._end_sending(t, "interrupted")
+            self._trees.close()
             self._hang_up()
             log.debug("%s left", self.peer)
 
@@ -150,13 +162,18 @@ class Connection:
         )
         self.channel.send(welcome)
 
-    def _later(self, message: wire.Message) -> None:
-        """Keep a request that came while a file is sent; one that is taken back goes from the queue."""
-        t: int | None = getattr(message, "t", None)
+    def _queue_up(self, message: wire.Message) -> None:
+        """Keep what came while a file is sent; a request that is taken back goes from the queue."""
+        if isinstance(message, wire.Working):
+            return
         if isinstance(message, wire.Error):
-            self._queue = deque(kept for kept in self._queue if getattr(kept, "t", None) != t)
-        else:
-            self._queue.append(message)
+            kept = deque(other for other in self._queue if getattr(other, "t", None) != message.t)
+            was_queued, self._queue = len(kept) < len(self._queue), kept
+            if was_queued:
+                return
+        if len(self._queue) >= MOST_QUEUED:
+            raise ProtocolError(f"more than {MOST_QUEUED} messages while a file is sent")
+        self._queue.append(message)
 
     def _next(self) -> wire.Message | None:
         """Return the next message; while none has arrived, hash what was staged before."""
@@ -169,6 +186,7 @@ class Connection:
             except DiskError as exc:
                 self._let_go(t, exc.code)
                 self.channel.send(wire.error_message(exc, t))
+        self._trees.commit_if_idle()
         idle = self.channel.session.idle
         try:
             return self._receive(self._server.limits.idle_seconds if idle else None)
@@ -207,7 +225,9 @@ class Connection:
                 raise
             if t in self._incoming:
                 self._let_go(t, exc.code)
-            else:
+            elif t in self._outgoing:
+                self._end_sending(t, exc.code)
+            elif not self._trees.let_go(t, exc.code):
                 self._log(message, started, 0, exc.code)
             if self.channel.session.is_open(t):
                 self.channel.send(wire.error_message(exc, t))
@@ -216,7 +236,7 @@ class Connection:
 
     def _put(self, put: wire.Put) -> Outcome:
         store = self._server.store
-        self._check_writable()
+        check_writable(self._server)
         description = Description(
             put.path, put.size, put.fingerprint, put.mtime_ns, put.mode, put.transfer, put.if_exists
         )
@@ -282,87 +302,64 @@ class Connection:
             if incoming.size is None:
                 incoming.staging.discard()  # a stream that ended badly is never gone on with
             self._let_go(error.t, f"given up by the client ({error.code})")
+        elif error.t in self._outgoing:
+            self._end_sending(error.t, f"the client failed: {error.code}")
+        else:
+            self._trees.let_go(error.t, f"given up by the client ({error.code})")
 
     def _get(self, get: wire.Get) -> Outcome:
-        with self._server.store.open(get.path) as source:
-            out = Outgoing(source, get.path, algorithm=get.algorithm)
-            out.bind(get.t, wait=get.wait)
-            announced = wire.File(
-                t=get.t,
-                size=source.size or 0,
-                fingerprint=source.fingerprint,
-                mtime_ns=source.mtime_ns,
-                mode=source.mode,
-            )
-            self.channel.send(announced)
-            sender = Sender(self.channel, receive=self._expect, other=self._later)
-            started = time.monotonic()
-            try:
-                receipt = sender.run(out)
-            except (ConnectionLost, TimedOut, ServerClosing):
-                self._log(get, started, out.sent_bytes, "interrupted")
+        """Send a file up to its end; its receipt may come while others are sent."""
+        started = time.monotonic()
+        source = self._server.store.open(get.path, follow=get.links == "follow")
+        out = Outgoing(source, get.path, algorithm=get.algorithm)
+        self._outgoing[get.t] = _Sent(get, out, started)
+        out.bind(get.t, wait=get.wait)
+        announced = wire.File(
+            t=get.t,
+            size=source.size or 0,
+            fingerprint=source.fingerprint,
+            mtime_ns=source.mtime_ns,
+            mode=source.mode,
+        )
+        self.channel.send(announced)
+        self._push(out)
+        return None
+
+    def _push(self, out: Outgoing) -> None:
+        """Send a file up to its end; a failure of this file, here or there, ends it alone."""
+        try:
+            receipt = self._sender.push(out)
+        except (ConnectionLost, TimedOut, ServerClosing):
+            raise
+        except FtransferError as exc:
+            if not (exc.remote or isinstance(exc, (SourceChanged, DiskError))):
                 raise
-            except FtransferError as exc:
-                if not (exc.remote or isinstance(exc, (SourceChanged, DiskError))):
-                    raise
-                # What the client reported ends this file; what broke here was reported by the sender.
-                return out.sent_bytes, f"the client failed: {exc.code}" if exc.remote else exc.code
-            return out.sent_bytes, f"received, {'durable' if receipt.durable else 'not synced'}"
+            # What the client reported ends this file; what broke here was reported by the sender.
+            self._end_sending(out.t, f"the client failed: {exc.code}" if exc.remote else exc.code)
+            return
+        if receipt is not None:
+            self._received(receipt)
 
-    # Operations.
+    def _answer(self, message: wire.Stored | wire.Want | wire.Receipt) -> Outcome:
+        """Take an answer to a file that was sent to its end."""
+        sent = self._outgoing.get(message.t)
+        if sent is None:
+            raise OutOfTurn(f"{message.type} for number {message.t}, which is not being sent")
+        receipt = self._sender.take(sent.out, message)
+        if receipt is not None:
+            self._received(receipt)
+        elif not sent.out.ended:
+            self._push(sent.out)
+        return None
 
-    def _list(self, message: wire.List) -> Outcome:
-        entries = self._server.store.entries(message.path, recursive=message.recursive)
-        for rows, more in _pages(tuple(entry) for entry in entries):
-            self.channel.send(wire.Entries(t=message.t, rows=rows, more=more))
-        return 0, "listed"
+    def _received(self, receipt: wire.Receipt) -> None:
+        self._end_sending(receipt.t, f"received, {'durable' if receipt.durable else 'not synced'}")
 
-    def _stat(self, message: wire.Stat) -> Outcome:
-        entry = self._server.store.stat(message.path)
-        self.channel.send(wire.Entries(t=message.t, rows=[(*entry,)]))
-        return 0, entry.kind
-
-    def _checksum(self, message: wire.Checksum) -> Outcome:
-        last = time.monotonic()
-        hasher = digests.new(message.algorithm)
-        buffer = self.channel.scratch
-        done = 0
-        with self._server.store.open(message.path) as source:
-            while count := source.read_into(done, buffer):
-                hasher.update(buffer[:count])
-                done += count
-                if time.monotonic() - last >= SIGN_OF_LIFE / 4:
-                    last = time.monotonic()
-                    beat = wire.Working(t=message.t, phase="hashing", done=done, total=max(done, source.size or 0))
-                    self.channel.send(beat)
-            source.check()
-        self.channel.send(wire.Digest(t=message.t, size=done, hash=hasher.hexdigest()))
-        return done, "hashed"
-
-    def _change(self, message: Any, act: Callable[[Any], None]) -> Outcome:
-        self._check_writable()
-        store = self._server.store
-        alive = wire.Working(t=message.t, phase=message.type, done=0)
-        with_life(lambda: act(store), lambda: self.channel.send(alive))  # a tree may take minutes to remove
-        self.channel.send(wire.Done(t=message.t))
-        return 0, "done"
-
-    def _partials(self, message: wire.Partials) -> Outcome:
-        if message.clear:
-            self._check_writable()
-        found = self._server.store.partials(message.path, clear=message.clear)
-        for rows, more in _pages((p.path, p.size, p.held, p.mtime_ns) for p in found):
-            self.channel.send(wire.Staged(t=message.t, rows=rows, more=more))
-        return 0, f"{len(found)} {'dropped' if message.clear else 'unfinished'}"
-
-    def _ping(self, message: wire.Ping) -> Outcome:
-        counts = f"connections: {self._server.connection_count} of {self._server.limits.connections}"
-        self.channel.send(wire.Pong(t=message.t, facts=[counts, *net.facts(self.channel.socket)]))
-        return 0, "answered"
-
-    def _check_writable(self) -> None:
-        if self._server.read_only:
-            raise Refused("this server only lets you read", hint="start it without --read-only to write")
+    def _end_sending(self, t: int, result: str) -> None:
+        """Let go of a file that was sent, or will not be, and write its line."""
+        sent = self._outgoing.pop(t)
+        sent.out.source.close()
+        self._log(sent.get, sent.started, sent.out.sent_bytes, result)
 
     def _log(self, message: Any, started: float, count: int, result: str) -> None:
         """Write the one line of a request: peer, what, path, bytes, seconds, rate, result."""
@@ -377,16 +374,3 @@ def _receipt(
     t: int, result: str, path: str, size: int | None, hex_digits: str | None = None, *, durable: bool = False
 ) -> wire.Receipt:
     return wire.Receipt(t=t, result=result, path=path, size=size, hash=hex_digits, durable=durable)
-
-
-def _pages(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[list[Any], bool]]:
-    """Yield (rows, whether more follow), each page well below the limit of a header; an empty one if there is none."""
-    page: list[Any] = []
-    size = 0
-    for row in rows:
-        if size > wire.PAGE_BYTES or len(page) == wire.MAX_ROWS:
-            yield page, True
-            page, size = [], 0
-        page.append(row)
-        size += 100 + 6 * len(row[0])  # JSON may write a character as six
-    yield page, False

@@ -28,6 +28,9 @@ HELD: Final = "held"
 FLOWING: Final = "flowing"
 ENDED: Final = "ended"
 WAITING: Final = "waiting"
+PREPARING: Final = "preparing"
+PACKING: Final = "packing"
+FETCHING: Final = "fetching"
 OVER: Final = "over"
 
 CONNECTION: dict[tuple[str, str, str], str] = {
@@ -72,23 +75,47 @@ TRANSFER: dict[tuple[str, str, str], str] = {
     (ENDED, RECEIVER, "working"): ENDED,
     (ENDED, RECEIVER, "receipt"): OVER,
     (ENDED, RECEIVER, "error"): OVER,
+    # A tree: what the client sends in packs.
+    (PREPARING, SENDER, "error"): OVER,
+    (PREPARING, RECEIVER, "ready"): PACKING,
+    (PREPARING, RECEIVER, "working"): PREPARING,
+    (PREPARING, RECEIVER, "error"): OVER,
+    (PACKING, SENDER, "pack"): PACKING,
+    (PACKING, SENDER, "working"): PACKING,
+    (PACKING, SENDER, "finish"): OVER,
+    (PACKING, SENDER, "error"): OVER,
+    (PACKING, RECEIVER, "receipts"): PACKING,
+    (PACKING, RECEIVER, "working"): PACKING,
+    (PACKING, RECEIVER, "error"): OVER,
+    # A fetch: what the server sends in packs.
+    (FETCHING, SENDER, "pack"): FETCHING,
+    (FETCHING, SENDER, "working"): FETCHING,
+    (FETCHING, SENDER, "done"): OVER,
+    (FETCHING, SENDER, "error"): OVER,
+    (FETCHING, RECEIVER, "working"): FETCHING,
+    (FETCHING, RECEIVER, "error"): OVER,
     # What was under way when one end closed the transfer still arrives, and is passed over.
     (OVER, SENDER, "file"): OVER,
     (OVER, SENDER, "block"): OVER,
     (OVER, SENDER, "hole"): OVER,
     (OVER, SENDER, "working"): OVER,
     (OVER, SENDER, "end"): OVER,
+    (OVER, SENDER, "pack"): OVER,
+    (OVER, SENDER, "finish"): OVER,
+    (OVER, SENDER, "done"): OVER,
     (OVER, SENDER, "error"): OVER,
+    (OVER, RECEIVER, "ready"): OVER,
     (OVER, RECEIVER, "want"): OVER,
     (OVER, RECEIVER, "stored"): OVER,
     (OVER, RECEIVER, "working"): OVER,
     (OVER, RECEIVER, "receipt"): OVER,
+    (OVER, RECEIVER, "receipts"): OVER,
     (OVER, RECEIVER, "error"): OVER,
 }
-"""(state, who says it, message) to the next state, for the `t` of a put or a get.
+"""(state, who says it, message) to the next state, for the `t` of a put, a get, a tree or a fetch.
 
-A put begins flowing, or held if it says `wait`; a get begins asked, or asked to wait. A message with `more` does not
-step.
+A put begins flowing, or held if it says `wait`; a get begins asked, or asked to wait; a tree begins preparing, a fetch
+fetching. A message with `more` does not step.
 """
 
 ANSWERS: dict[str, str] = {
@@ -100,8 +127,13 @@ ANSWERS: dict[str, str] = {
     "move": "done",
     "partials": "staged",
     "ping": "pong",
+    "stats": "found",
+    "checksums": "digests",
 }
 """Request to its final answer; before it may come `working`, and in its place `error`."""
+
+BEGINNINGS = frozenset({"put", "get", "tree", "fetch", *ANSWERS})
+"""What a client may begin a number with."""
 
 MAX_OPEN = wire.WINDOW
 """Transfers and requests that a client may have open at a time."""
@@ -146,7 +178,7 @@ class Session:
             return True
         if self.state != OPEN:
             raise OutOfTurn(f"{message.type} from the {who} before the connection is open")
-        if message.type in ("put", "get") or message.type in ANSWERS:
+        if message.type in BEGINNINGS:
             self._begin(t, message, who)
             return True
         return self._step(t, message, who)
@@ -156,8 +188,8 @@ class Session:
 
         A client that did not wait closes a refused put with an `end` of the same name.
         """
-        if kind not in ("put", "get") and kind not in ANSWERS:
-            if self.state == OPEN and t <= self.last_t and t not in self._open:
+        if kind not in BEGINNINGS:
+            if kind != "pack" and self.state == OPEN and t <= self.last_t and t not in self._open:
                 return False
             raise OutOfTurn(f"{kind} with a name that may not be used")
         if self.state != OPEN or t <= self.last_t:
@@ -186,6 +218,12 @@ class Session:
         elif isinstance(message, wire.Get):
             self._one_direction(SERVER, kind)
             self._open[t] = _Open(ASKED_TO_WAIT if message.wait else ASKED, SERVER)
+        elif isinstance(message, wire.Tree):
+            self._one_direction(CLIENT, kind)
+            self._open[t] = _Open(PREPARING, CLIENT)
+        elif isinstance(message, wire.Fetch):
+            self._one_direction(SERVER, kind)
+            self._open[t] = _Open(FETCHING, SERVER)
         else:
             self._open[t] = _Open(WAITING, SERVER, ANSWERS[kind])
 

@@ -7,10 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ftransfer import paths
-from ftransfer.errors import BadPath, FtransferError, PartialFailure, UsageError, from_os
+from ftransfer.errors import BadPath, FtransferError, PartialFailure, SourcesVanished, UsageError, from_os
 from ftransfer.results import FileResult, TransferResult
 
 N = TypeVar("N", str, "str | None")
+
+
+def is_contents(source: str) -> bool:
+    """Tell whether a folder as source stands for what is in it: `photos/`, `.`; as for rsync."""
+    return source.rpartition("/")[2] in ("", ".", "..")
 
 
 def resolve(names: Sequence[N], place: Callable[[N], str]) -> list[str]:
@@ -51,11 +56,14 @@ def outcome(run: Callable[[], FileResult], source: str, path: str, several: bool
         return FileResult(source, path, "failed", error=exc)
 
 
-def finish(result: TransferResult) -> TransferResult:
-    """Return the result if all went well. Raises the error of a single file, PartialFailure for several."""
+def finish(result: TransferResult, *, is_single: bool = False) -> TransferResult:
+    """Return the result if all went well. Raises the error of a single file, PartialFailure for several or folders."""
     if not result.failed:
         return result
-    if len(result.files) == 1:
+    if is_single:
         assert result.files[0].error is not None
         raise result.files[0].error
-    raise PartialFailure(f"{len(result.failed)} of {len(result.files)} files failed", results=result)
+    count = len(result.files) + result.totals.files
+    if all(file.result == "vanished" for file in result.failed):
+        raise SourcesVanished(f"{len(result.failed)} of {count} files vanished meanwhile", results=result)
+    raise PartialFailure(f"{len(result.failed)} of {count} files failed", results=result)

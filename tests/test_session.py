@@ -38,8 +38,20 @@ FIELDS: dict[str, dict[str, Any]] = {
     "ping": {},
     "pong": {},
     "done": {},
+    "tree": {"path": ""},
+    "ready": {"exists": False},
+    "pack": {},
+    "receipts": {"packs": 1},
+    "finish": {},
+    "fetch": {"path": "", "names": []},
+    "stats": {"path": "", "names": []},
+    "found": {"rows": []},
+    "checksums": {"path": "", "names": []},
+    "digests": {"rows": []},
 }
-REQUESTS = {"put", "get", *session.ANSWERS}
+REQUESTS = {"put", "get", "tree", "fetch", *session.ANSWERS}
+SENDS = {"put": CLIENT, "tree": CLIENT, "get": SERVER, "fetch": SERVER}
+"""What moves files, and who owns the bytes."""
 CONNECTION_TYPES = {"hello", "welcome", "error"}
 
 
@@ -70,6 +82,9 @@ def begun(state: str, sender: str) -> Session:
         (session.HELD, SERVER): [("get", CLIENT, {"wait": True}), ("file", SERVER, {})],
         (session.FLOWING, CLIENT): [("put", CLIENT, {})],
         (session.FLOWING, SERVER): [("get", CLIENT, {}), ("file", SERVER, {})],
+        (session.PREPARING, CLIENT): [("tree", CLIENT, {})],
+        (session.PACKING, CLIENT): [("tree", CLIENT, {}), ("ready", SERVER, {})],
+        (session.FETCHING, SERVER): [("fetch", CLIENT, {})],
     }
     for after, more in ((session.ENDED, "end"), (session.OVER, "error")):
         steps[after, CLIENT] = [*steps[session.FLOWING, CLIENT], (more, CLIENT, {})]
@@ -88,10 +103,14 @@ CASES = [
         session.HELD,
         session.FLOWING,
         session.ENDED,
+        session.PREPARING,
+        session.PACKING,
+        session.FETCHING,
         session.OVER,
     )
     for sender in (CLIENT, SERVER)
-    if not (sender == CLIENT and state in (session.ASKED, session.ASKED_TO_WAIT))
+    if not (sender == CLIENT and state in (session.ASKED, session.ASKED_TO_WAIT, session.FETCHING))
+    if not (sender == SERVER and state in (session.PREPARING, session.PACKING))
 ]
 
 
@@ -100,6 +119,12 @@ def test_every_message_is_known_here() -> None:
     assert FIELDS.keys() == wire.BY_TYPE.keys()
     in_tables = {kind for _, _, kind in (*session.TRANSFER, *session.CONNECTION)}
     assert in_tables | REQUESTS | set(session.ANSWERS.values()) == set(wire.BY_TYPE)
+    assert session.BEGINNINGS == REQUESTS
+
+
+def test_every_state_is_tried_here() -> None:
+    """A new state gets a line in this file, and so a place in every test below."""
+    assert {state for state, _ in CASES} == {state for state, _, _ in session.TRANSFER}
 
 
 @pytest.mark.parametrize("kind", sorted(wire.BY_TYPE))
@@ -167,15 +192,67 @@ def test_each_request_takes_its_answer_only(request_kind: str, answer: str, who:
             made.saw(make(kind), who)
 
 
-def test_pages_follow_until_the_last() -> None:
+@pytest.mark.parametrize(
+    "request_kind", [kind for kind, answer in session.ANSWERS.items() if "more" in wire.BY_TYPE[answer].fields]
+)
+def test_pages_follow_until_the_last(request_kind: str) -> None:
     """A page with `more` keeps the request open, the last one ends it."""
+    answer = session.ANSWERS[request_kind]
     made = opened()
-    made.saw(make("list"), CLIENT)
-    assert made.saw(make("entries", more=True), SERVER)
-    assert made.saw(make("entries", more=True), SERVER)
+    made.saw(make(request_kind), CLIENT)
+    assert made.saw(make(answer, more=True), SERVER)
+    assert made.saw(make(answer, more=True), SERVER)
     assert made.is_open(1)
-    assert made.saw(make("entries"), SERVER)
+    assert made.saw(make(answer), SERVER)
     assert made.idle
+
+
+ENDINGS = [
+    (session.PREPARING, CLIENT, "error", CLIENT),
+    (session.PREPARING, CLIENT, "error", SERVER),
+    (session.PACKING, CLIENT, "finish", CLIENT),
+    (session.PACKING, CLIENT, "error", CLIENT),
+    (session.PACKING, CLIENT, "error", SERVER),
+    (session.FETCHING, SERVER, "done", SERVER),
+    (session.FETCHING, SERVER, "error", CLIENT),
+    (session.FETCHING, SERVER, "error", SERVER),
+]
+
+
+@pytest.mark.parametrize(("state", "sender", "kind", "who"), ENDINGS)
+def test_what_was_under_way_when_a_tree_ended_is_passed_over(state: str, sender: str, kind: str, who: str) -> None:
+    """Packs, their answers and the end itself may cross each other, whoever ended it."""
+    made = begun(state, sender)
+    assert made.saw(make(kind), who)
+    assert made.idle
+    for late in ("pack", "finish", "done", "working", "error", "receipts", "ready"):
+        for end in (CLIENT, SERVER):
+            assert made.saw(make(late), end) is False
+    assert made.saw(make("ping", 2), CLIENT)
+
+
+def test_packs_wait_for_ready() -> None:
+    """A client asks what there is before it sends; the server says so once."""
+    made = begun(session.PREPARING, CLIENT)
+    for kind in ("pack", "finish"):
+        with pytest.raises(OutOfTurn, match="preparing"):
+            made.saw(make(kind), CLIENT)
+    made.saw(make("ready"), SERVER)
+    assert made.saw(make("pack"), CLIENT)
+    assert made.saw(make("receipts", packs=0, more=True), SERVER)
+    assert made.saw(make("receipts"), SERVER)
+    with pytest.raises(OutOfTurn, match="packing"):
+        made.saw(make("ready"), SERVER)
+
+
+@pytest.mark.parametrize("kind", ["block", "hole", "end", "stored", "want", "receipt", "file"])
+@pytest.mark.parametrize("sender", [CLIENT, SERVER])
+def test_blocks_and_packs_have_numbers_of_their_own(kind: str, sender: str) -> None:
+    """A number that carries packs takes nothing of a single file."""
+    made = begun(session.PACKING if sender == CLIENT else session.FETCHING, sender)
+    for who in (CLIENT, SERVER):
+        with pytest.raises(OutOfTurn):
+            made.saw(make(kind), who)
 
 
 def test_a_long_want_keeps_its_state() -> None:
@@ -214,7 +291,7 @@ def test_a_server_asks_for_nothing(kind: str) -> None:
         opened().saw(make(kind), SERVER)
 
 
-@pytest.mark.parametrize("kind", ["put", "get", "ping"])
+@pytest.mark.parametrize("kind", ["put", "get", "tree", "fetch", "ping"])
 def test_the_window_of_open_requests_is_kept(kind: str) -> None:
     """MAX_OPEN may be open, one more is refused, and one that ends makes room."""
     made = opened()
@@ -226,16 +303,31 @@ def test_the_window_of_open_requests_is_kept(kind: str) -> None:
     assert made.saw(make(kind, session.MAX_OPEN + 1), CLIENT)
 
 
-@pytest.mark.parametrize(("first", "second"), [("put", "get"), ("get", "put")])
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(SENDS, SENDS)])
 def test_files_go_one_way_at_a_time(first: str, second: str) -> None:
     """Two ends that both send bodies would wait for each other; requests may stand beside either."""
     made = opened()
     made.saw(make(first, 1), CLIENT)
     made.saw(make("ping", 2), CLIENT)
+    if SENDS[first] == SENDS[second]:
+        assert made.saw(make(second, 3), CLIENT)
+        return
     with pytest.raises(OutOfTurn, match="one direction"):
         made.saw(make(second, 3), CLIENT)
     made.saw(make("error", 1), CLIENT)
     assert made.saw(make(second, 4), CLIENT)
+
+
+@pytest.mark.parametrize("first", SENDS)
+@pytest.mark.parametrize("request_kind", session.ANSWERS)
+def test_questions_stand_beside_files_in_either_direction(first: str, request_kind: str) -> None:
+    """Names are asked about, hashed and listed while packs or blocks flow."""
+    made = opened()
+    made.saw(make(first, 1), CLIENT)
+    assert made.saw(make(request_kind, 2), CLIENT)
+    assert made.saw(make(session.ANSWERS[request_kind], 2), SERVER)
+    assert made.is_open(1)
+    assert not made.is_open(2)
 
 
 def test_a_refused_request_uses_its_number_up() -> None:
@@ -262,6 +354,22 @@ def test_a_bad_name_in_an_answer_is_no_request() -> None:
                 made.refuse(t, "end")
     with pytest.raises(OutOfTurn):
         made.refuse(9, "end")
+
+
+def test_a_pack_with_a_bad_name_is_no_request() -> None:
+    """It cannot be refused by itself: its tree is open and has to be answered, so the connection ends."""
+    for state, sender in ((session.PREPARING, CLIENT), (session.PACKING, CLIENT), (session.FETCHING, SERVER)):
+        with pytest.raises(OutOfTurn):
+            begun(state, sender).refuse(1, "pack")
+
+
+@pytest.mark.parametrize("kind", ["tree", "fetch", "stats", "checksums"])
+def test_many_names_are_refused_as_one_request(kind: str) -> None:
+    """One bad name among them refuses the number; the packs of such a tree are passed over."""
+    made = opened()
+    assert made.refuse(1, kind)
+    assert made.saw(make("pack"), CLIENT) is False
+    assert made.saw(make(kind, 2), CLIENT)
 
 
 events = st.lists(
@@ -292,3 +400,9 @@ def test_the_tables_are_whole() -> None:
     assert set(session.TRANSFER.values()) <= states
     for state, role in itertools.product(states, (session.SENDER, session.RECEIVER)):
         assert session.TRANSFER[state, role, "error"] == session.OVER
+
+
+def test_whatever_may_come_may_come_late() -> None:
+    """The table shows that each message of a transfer is passed over once it is over."""
+    late = {(role, kind) for state, role, kind in session.TRANSFER if state == session.OVER}
+    assert {(role, kind) for _, role, kind in session.TRANSFER} - late == set()

@@ -37,7 +37,10 @@ def plain(message: wire.Message) -> dict[str, Any]:
 
 @pytest.mark.parametrize("vector", VECTORS)
 def test_the_vector_holds(vector: dict[str, Any]) -> None:
-    """What comes out is what the vector says, and a message survives our own encoder."""
+    """What comes out is what the vector says, and a message survives our own encoder.
+
+    A field that is younger than the vector is at its default.
+    """
     data = bytes.fromhex(vector["bytes"])
     if "error" in vector:
         with pytest.raises(FtransferError) as caught:
@@ -46,7 +49,10 @@ def test_the_vector_holds(vector: dict[str, Any]) -> None:
         assert getattr(caught.value, "t", None) == vector.get("t")
         return
     message, rest = read(data)
-    assert plain(message) == vector["message"]
+    made = plain(message)
+    assert {name: made[name] for name in vector["message"]} == vector["message"]
+    later = {name: message.fields[name].default for name in made.keys() - vector["message"].keys()}
+    assert {name: getattr(message, name) for name in later} == later
     assert len(rest) == vector["message"].get("body", 0)
     assert read(wire.encode(message))[0] == wire.parse(data[4 : len(data) - len(rest)])
 

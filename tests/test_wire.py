@@ -43,15 +43,29 @@ ranges = st.lists(
 rows = st.lists(st.tuples(texts, st.sampled_from(rules.KINDS), ints, times, modes).map(list), max_size=4)
 staged = st.lists(st.tuples(texts, st.none() | ints, ints, times).map(list), max_size=4)
 words = st.lists(texts, max_size=4)
+names = st.lists(good_paths, max_size=4)
+folders = good_paths | st.just("")
+
+
+def rows_of(*values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Return lists of rows with these values."""
+    return st.lists(st.tuples(*values).map(list), max_size=4)
+
 
 # A field's values, by "Message.field" where the name alone is not enough.
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "t": numbers,
     "Error.t": st.none() | numbers,
     "path": good_paths,
-    "List.path": good_paths | st.just(""),
-    "Stat.path": good_paths | st.just(""),
-    "Partials.path": good_paths | st.just(""),
+    "List.path": folders,
+    "Stat.path": folders,
+    "Partials.path": folders,
+    "Tree.path": folders,
+    "Fetch.path": folders,
+    "Stats.path": folders,
+    "Checksums.path": folders,
+    "names": names,
+    "gone": names,
     "target": good_paths,
     "size": ints,
     "Put.size": st.none() | ints,
@@ -85,12 +99,36 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "mode": st.none() | modes,
     "algorithm": st.sampled_from(["xxh128", "sha256"]),
     "Checksum.algorithm": st.sampled_from(["xxh128", "sha256", "md5"]),
+    "Checksums.algorithm": st.sampled_from(["xxh128", "sha256", "md5"]),
     "compare": st.sampled_from(["quick", "none"]),
     "if_exists": st.sampled_from(["replace", "newer", "skip", "rename", "fail"]),
+    "Tree.if_exists": st.sampled_from(["replace", "newer", "skip", "fail"]),
+    "links": st.sampled_from(["copy", "follow"]),
     "result": st.sampled_from(["stored", "same", "skipped"]),
     "ranges": ranges,
     "rows": rows,
     "Staged.rows": staged,
+    "Found.rows": st.lists(
+        st.none() | st.tuples(st.sampled_from(rules.KINDS), ints, times, modes).map(list), max_size=4
+    ),
+    "Digests.rows": st.lists((st.tuples(ints, hashes) | st.tuples(codes, texts)).map(list), max_size=4),
+    "failed": rows_of(texts, codes, texts),
+    "exists": booleans,
+    "free_bytes": st.none() | ints,
+    "free_files": st.none() | ints,
+    "clock_ns": st.integers(1, 10**10),
+    "folds": st.lists(st.sampled_from(["case", "form"]), max_size=2),
+    "files": rows_of(good_paths, st.integers(0, wire.MAX_PACK), hashes, times, modes),
+    "Pack.links": rows_of(good_paths, texts, times),
+    "folders": rows_of(folders, times, modes),
+    "stamps": rows_of(good_paths, times, modes),
+    "Pack.failed": rows_of(good_paths, codes, texts),
+    "now": booleans,
+    "Pack.body": st.integers(0, wire.MAX_PACK),
+    "packs": st.integers(0, 1024),
+    "Receipts.failed": rows_of(ints, ints, ints),
+    "why": rows_of(codes, texts),
+    "most": st.integers(wire.MIN_BLOCK, wire.MAX_PACK),
     "hash": hashes,
     "Block.hash": tokens,
     "Receipt.hash": st.none() | hashes,
@@ -120,6 +158,12 @@ def header_of(message: wire.Message) -> dict[str, Any]:
     return made
 
 
+def facts(message: wire.Message) -> dict[str, Any]:
+    """Return the fields of a message as JSON has them: an empty list, which is left out, is like its default."""
+    made: dict[str, Any] = json.loads(json.dumps(message.__dict__))
+    return made
+
+
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.type)
 @given(st.data())
 def test_every_message_survives_the_way(cls: type[wire.Message], data: st.DataObject) -> None:
@@ -127,11 +171,11 @@ def test_every_message_survives_the_way(cls: type[wire.Message], data: st.DataOb
     message = data.draw(messages_of(cls))
     frame = wire.encode(message)
     again = wire.parse(frame[4:])
-    assert again == message
-    assert again.__dict__ == message.__dict__
+    assert type(again) is type(message)
+    assert facts(again) == facts(message)
     assert wire.encode(again) == frame
     more = header_of(message) | {"from_the_future": [1, {"a": None}], "self": 1, "cls": 2, "values": 3}
-    assert wire.parse(json.dumps(more).encode()) == message
+    assert wire.parse(json.dumps(more).encode()) == again
 
 
 WRONG: list[Any] = [None, True, False, -1, 1.0, 1.5, "", "x", [], {}, [[]], 1 << 63, 1 << 64, "\ud800", [None], [["x"]]]
@@ -140,7 +184,7 @@ WRONG: list[Any] = [None, True, False, -1, 1.0, 1.5, "", "x", [], {}, [[]], 1 <<
 def _holds(cls: type[wire.Message], name: str, value: Any) -> bool:
     """Tell whether a field takes a value, by the sort of values that it is generated from."""
     rule = cls.fields[name].rule
-    return bool(rule.holds(value)) and (rule not in (rules.PATH, rules.FOLDER) or value == "" or _is_path(value))
+    return bool(rule.holds(value)) and (rule.names is None or all(_is_path(path) for path in rule.names(value) if path))
 
 
 @pytest.mark.parametrize(("cls", "name"), [(cls, name) for cls in CLASSES for name in cls.fields])
@@ -216,7 +260,7 @@ def test_arbitrary_fields_raise_nothing_else(message: wire.Message, data: st.Dat
         made = wire.parse(json.dumps(header | changed).encode("utf-8", "surrogatepass"))
     except (ProtocolError, BadPath):
         return
-    assert wire.parse(wire.encode(made)[4:]) == made
+    assert facts(wire.parse(wire.encode(made)[4:])) == facts(made)
 
 
 @given(st.sampled_from(CLASSES).flatmap(messages_of), st.data())
@@ -269,6 +313,129 @@ def test_a_refused_name_keeps_its_number() -> None:
         wire.parse(b'{"type":"mkdir","t":7,"path":"../x","parents":1}')
 
 
+BAD_NAMES = [
+    "",
+    "/a",
+    "a/",
+    "a//b",
+    ".",
+    "..",
+    "../a",
+    "a/../b",
+    "a\0b",
+    ".ftransfer",
+    "a/.FTRANSFER-x",
+    "\ud800",
+    "x" * 256,
+]
+NAMED: dict[str, list[tuple[str, Any]]] = {
+    "tree": [("path", "{}")],
+    "fetch": [("path", "{}"), ("names", ["good", "{}"])],
+    "stats": [("path", "{}"), ("names", ["good", "{}"])],
+    "checksums": [("path", "{}"), ("names", ["good", "{}"])],
+    "pack": [
+        ("files", [["good", 0, "0" * 32, 0, 0], ["{}", 0, "0" * 32, 0, 0]]),
+        ("links", [["good", "x", 0], ["{}", "x", 0]]),
+        ("folders", [["", 0, 0], ["{}", 0, 0]]),
+        ("stamps", [["good", 0, 0], ["{}", 0, 0]]),
+        ("gone", ["good", "{}"]),
+        ("failed", [["good", "a", ""], ["{}", "a", ""]]),
+    ],
+}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "fetch": {"path": "", "names": []},
+    "stats": {"path": "", "names": []},
+    "checksums": {"path": "", "names": []},
+}
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
+@pytest.mark.parametrize(("kind", "field", "value"), [(kind, *one) for kind, them in NAMED.items() for one in them])
+def test_every_name_in_a_row_is_checked(kind: str, field: str, value: Any, name: str) -> None:
+    """One of many names that may not be used refuses the message by its number, as a single one does."""
+    text = json.dumps({"type": kind, "t": 7} | REQUIRED.get(kind, {}) | {field: value})
+    raw = text.replace('"{}"', json.dumps(name)).encode()
+    if name == "" and field in ("path", "folders"):
+        wire.parse(raw)  # the served folder, the tree's own
+        return
+    with pytest.raises(wire.RefusedName) as caught:
+        wire.parse(raw)
+    assert (caught.value.t, caught.value.kind, caught.value.code) == (7, kind, "bad-path")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "row", "most"),
+    [
+        ("pack", "files", ["a", 0, "0" * 32, 0, 0], wire.MAX_ROWS),
+        ("pack", "links", ["a", "b", 0], wire.MAX_ROWS),
+        ("pack", "folders", ["", 0, 0], wire.MAX_ROWS),
+        ("pack", "stamps", ["a", 0, 0], wire.MAX_ROWS),
+        ("pack", "gone", "a", wire.MAX_ROWS),
+        ("pack", "failed", ["a", "b", ""], wire.MAX_ROWS),
+        ("receipts", "failed", [0, 0, 0], wire.MAX_FAILED),
+        ("receipts", "why", ["a", ""], 64),
+        ("fetch", "names", "a", wire.MAX_ROWS),
+        ("stats", "names", "a", wire.MAX_ROWS),
+        ("checksums", "names", "a", wire.MAX_ROWS),
+        ("found", "rows", None, wire.MAX_ROWS),
+        ("digests", "rows", [0, "0" * 32], wire.MAX_ROWS),
+        ("ready", "folds", "case", 2),
+    ],
+)
+def test_no_page_has_more_rows_than_allowed(kind: str, field: str, row: Any, most: int) -> None:
+    """So many, and not one more; a row that is too short, too long or no row is none."""
+    base = (
+        {"type": kind, "t": 1}
+        | REQUIRED.get(kind, {})
+        | {"receipts": {"packs": 1}, "ready": {"exists": True}}.get(kind, {})
+    )
+    made = wire.parse(json.dumps(base | {field: [row] * most}).encode())
+    assert len(getattr(made, field)) == most
+    bad: list[Any] = [[row] * (most + 1), {"0": row}, "a" * 4, 1, [1]]
+    if isinstance(row, list):
+        bad += [[row[:-1]], [[*row, 0]], [[]], [{}], ["abcde"[: len(row)]], [None]]
+    for value in bad:
+        with pytest.raises(FrameError, match=repr(field)):
+            wire.parse(json.dumps(base | {field: value}).encode())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [1, 0, "0" * 32, 0, 0],
+        [None, 0, "0" * 32, 0, 0],
+        ["a", -1, "0" * 32, 0, 0],
+        ["a", wire.MAX_PACK + 1, "0" * 32, 0, 0],
+        ["a", True, "0" * 32, 0, 0],
+        ["a", 1.0, "0" * 32, 0, 0],
+        ["a", "1", "0" * 32, 0, 0],
+        ["a", None, "0" * 32, 0, 0],
+        ["a", 0, "0" * 31, 0, 0],
+        ["a", 0, "0" * 33, 0, 0],
+        ["a", 0, "G" * 32, 0, 0],
+        ["a", 0, "A" * 32, 0, 0],
+        ["a", 0, "0" * 32 + "\n", 0, 0],
+        ["a", 0, None, 0, 0],
+        ["a", 0, "0" * 32, 1 << 63, 0],
+        ["a", 0, "0" * 32, -(1 << 63), 0],
+        ["a", 0, "0" * 32, False, 0],
+        ["a", 0, "0" * 32, None, 0],
+        ["a", 0, "0" * 32, 0, -1],
+        ["a", 0, "0" * 32, 0, 0o10000],
+        ["a", 0, "0" * 32, 0, True],
+        ["a", 0, "0" * 32, 0, None],
+    ],
+    ids=str,
+)
+def test_the_row_of_a_packed_file_keeps_its_rules(row: list[Any]) -> None:
+    """Written out for speed, and as strict as the rules of the fields; wherever the bad row stands."""
+    good = ["a", wire.MAX_PACK, "0" * 64, -wire.MAX_INT, 0o7777]
+    for files in ([row], [good, row], [row, good]):
+        with pytest.raises(FrameError, match="files"):
+            wire.parse(json.dumps({"type": "pack", "t": 1, "files": files}).encode())
+    assert wire.parse(json.dumps({"type": "pack", "t": 1, "files": [good]}).encode())
+
+
 def test_an_unknown_type_is_shown_cut_and_escaped() -> None:
     """The error names the type, whatever it holds."""
     with pytest.raises(UnknownMessage) as caught:
@@ -291,3 +458,6 @@ def test_the_largest_answers_fit_into_a_header() -> None:
     assert len(wire.encode(wire.Error(t=1, code="a", message="\x01" * 1000, hint="\x01" * 1000))) < wire.MAX_HEADER
     assert len(wire.encode(wire.Put(t=1, path="/".join(["\x01" * 250] * 16), size=1))) < wire.MAX_HEADER
     assert len(wire.encode(wire.Stored(t=(1 << 31) - 1, offset=wire.MAX_INT, ok=False))) <= 256
+    assert len(wire.encode(wire.Receipts(t=(1 << 31) - 1, packs=1024, durable=True))) <= 256
+    found = ("folder", wire.MAX_INT, -wire.MAX_INT, 0o7777)
+    assert len(wire.encode(wire.Found(t=1, rows=[found] * wire.MAX_ROWS))) < wire.MAX_HEADER

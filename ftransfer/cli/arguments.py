@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ftransfer import __version__
-from ftransfer.cli.units import parse_duration, parse_patience, parse_rate
-from ftransfer.errors import UsageError
+from ftransfer.cli.units import parse_duration, parse_patience, parse_rate, parse_size, parse_when
+from ftransfer.errors import FtransferError, UsageError
 
 COMPARE = ("quick", "hash", "none")
 IF_EXISTS = ("replace", "newer", "skip", "rename", "fail")
+LINKS = ("copy", "follow", "skip")
 _EXAMPLES = """\
   ftransfer serve ~/share                            serve a folder on this machine
   ftransfer upload big.iso ft://localhost/in/        upload a file into a folder
@@ -88,10 +89,10 @@ class _Builder:
         made.add_argument("--max-time", type=duration, metavar="T", help="longest time for everything")
         return made
 
-    def add_transfer(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> None:
+    def add_transfer(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
         """Add upload or download."""
         made = self.add_client(name, run, text, aliases=aliases)
-        made.add_argument("words", nargs="+", metavar="SOURCE... DEST", help="files, then where to; - is a stream")
+        made.add_argument("words", nargs="+", metavar="SOURCE... DEST", help="files and folders, then where to")
         made.usage = f"ftransfer {name} [OPTION...] SOURCE... DEST"
         made.add_argument(
             "--compare", choices=COMPARE, default="quick", help="what counts as equal (quick: size and mtime)"
@@ -101,8 +102,52 @@ class _Builder:
         made.add_argument(
             "--algorithm", choices=("xxh128", "sha256"), default="xxh128", help="digest of the file (xxh128)"
         )
+        made.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
+        made.add_argument("--delete", action="store_true", help="remove from DEST what the source folder lacks")
+        made.add_argument("--chmod", type=_type(_modes), metavar="MODE", help="permission bits: 640, D755,F644, go-w")
+        self.add_choice_of_entries(made)
         made.add_argument("--limit-rate", type=_type(parse_rate), metavar="N", help="bytes a second: 10M, 500K")
         made.add_argument("-r", "--recursive", action="store_true", help=argparse.SUPPRESS)
+        return made
+
+    @staticmethod
+    def add_choice_of_entries(made: _Parser) -> None:
+        """Add what says which entries of folders are meant."""
+        made.set_defaults(rules=())
+        for option, metavar, text in (
+            ("--include", "PATTERN", "take what matches after all (as in .gitignore: the last match counts)"),
+            ("--exclude", "PATTERN", "leave out what matches"),
+            ("--exclude-from", "FILE", "patterns in a file like .gitignore"),
+        ):
+            made.add_argument(option, action=_Rule, dest="rules", metavar=metavar, help=text, default=())
+        made.add_argument("--max-size", type=_type(parse_size), metavar="N", help="leave out larger files: 10M")
+        made.add_argument("--newer", type=_type(parse_when), metavar="TIME", help="leave out older: 2d, 2026-11-21")
+        made.add_argument(
+            "--links", choices=LINKS, default="copy", help="what becomes of symbolic links in folders (copy)"
+        )
+
+
+class _Rule(argparse.Action):
+    """Keeps includes and excludes in the order in which they were typed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: Any, values: Any, option: str | None = None) -> None:
+        rules = [*options.rules]
+        if option == "--exclude-from":
+            from ftransfer.filters import read_rules  # here, because hardly any run needs it
+
+            try:
+                rules += read_rules(values)
+            except FtransferError as exc:
+                parser.error(f"--exclude-from {values}: {exc}")
+        else:
+            rules.append(((option or "").lstrip("-"), values))
+        options.rules = rules
+
+
+def _modes(text: str) -> Any:
+    from ftransfer.modes import Modes  # here, because hardly any run needs it
+
+    return Modes.parse(text)
 
 
 def build() -> argparse.ArgumentParser:
@@ -115,12 +160,21 @@ def build() -> argparse.ArgumentParser:
 
 
 def _add_transfers(b: _Builder) -> None:
-    b.add_transfer("upload", _run("transfers", "upload"), "Send files to a server", aliases=("up",))
-    b.add_transfer("download", _run("transfers", "download"), "Fetch files from a server", aliases=("down",))
+    b.add_transfer("upload", _run("transfers", "upload"), "Send files and folders to a server", aliases=("up",))
+    run = _run("transfers", "download")
+    made = b.add_transfer("download", run, "Fetch files or folders from a server", aliases=("down",))
+    made.add_argument("--no-sync", action="store_true", help="do not wait for the disk")
 
-    made = b.add_client("verify", _run("transfers", "verify"), "Compare files at both ends by their hashes")
+    made = b.add_client("verify", _run("transfers", "verify"), "Compare files and folders at both ends by their hashes")
     made.add_argument("words", nargs="+", metavar="SOURCE... DEST", help="as for the transfer that it checks")
     made.usage = "ftransfer verify [OPTION...] SOURCE... DEST"
+    b.add_choice_of_entries(made)
+    made.add_argument("--delete", action="store_true", help="what only DEST has is a difference, too")
+    made.add_argument("--limit-rate", type=_type(parse_rate), help=argparse.SUPPRESS)
+    for option in ("--compare", "--if-exists", "--chmod"):  # those of the transfer that it checks
+        made.add_argument(option, help=argparse.SUPPRESS)
+    for options in (["--no-resume"], ["--no-sync"], ["-r", "--recursive"], ["-n", "--dry-run"]):
+        made.add_argument(*options, action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--algorithm", choices=("xxh128", "sha256"), default="xxh128", help="which hash (xxh128)")
 
     made = b.add_client("checksum", _run("checksums", "checksum"), "Print or check checksums, here or on a server")

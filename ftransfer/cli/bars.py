@@ -21,6 +21,8 @@ NAME_WIDTH = 24
 """Columns for the name, so that a line of 80 has room for the numbers."""
 _FORMAT = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}iB {rate_fmt} {remaining}"
 _STREAM = "{desc} {n_fmt}iB {rate_fmt} {elapsed}"
+_TREE = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}iB {rate_fmt} {remaining}{postfix}"
+_COUNTING = "{desc} {n_fmt}iB {rate_fmt} {elapsed}{postfix}, still counting"
 _INDIRECT = ("retrying", "done", "syncing", "waiting")
 
 
@@ -37,7 +39,9 @@ class Bars:
         self._verbose = verbose
         self._started = time.monotonic()
         self._bar: Any = None
-        self._shown: tuple[str, str] = ("", "")
+        self._part: Any = None
+        self._part_path = ""
+        self._shown: tuple[str, str | bool] = ("", "")
         self._noted = ""
 
     def __call__(self, event: Progress) -> None:
@@ -47,6 +51,12 @@ class Bars:
             return
         if not self._is_terminal or time.monotonic() - self._started < FIRST_SHOWN:
             return
+        if event.is_tree:
+            self._tree(event)
+            return
+        if event.is_part:
+            self._large_file(event)
+            return
         if event.phase == "done":
             self.end()
             return
@@ -55,8 +65,42 @@ class Bars:
         if self._bar is not None and event.phase not in _INDIRECT:
             self._bar.update(event.done - self._bar.n)
 
+    def _tree(self, event: Progress) -> None:
+        """Show a tree as a whole: bytes, files, and, while they are counted, that they are."""
+        shown = (event.path, event.total is None)
+        if shown != self._shown or self._bar is None:
+            self.end()
+            self._shown = shown
+            self._bar = self._make(event, _COUNTING if event.total is None else _TREE, smoothing=0)
+            self._bar.start_t -= time.monotonic() - self._started  # the rate is that of all of it
+        bar = self._bar
+        bar.initial = event.inherited  # what was there already counts for no rate
+        bar.total = event.total
+        bar.set_description_str(f"{event.phase} {shorten(_name(event.path))}", refresh=False)
+        bar.set_postfix_str(f"{event.files:,}/{event.total_files:,} files", refresh=False)
+        bar.update(max(0, event.done - bar.n))
+
+    def _large_file(self, event: Progress) -> None:
+        """Show a large file below the tree that it is in."""
+        if self._bar is None:
+            return
+        if self._part is None or self._part_path != event.path:
+            self._end_part()
+            self._part = self._make(event, _FORMAT, position=1)
+            self._part.set_description_str(f"  {shorten(_name(event.path))}", refresh=False)
+            self._part_path = event.path
+        self._part.update(max(0, event.done - self._part.n))
+        if event.done >= (event.total or 0):
+            self._end_part()
+
+    def _end_part(self) -> None:
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+
     def end(self) -> None:
-        """Take the bar off the screen."""
+        """Take the bars off the screen."""
+        self._end_part()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -71,20 +115,24 @@ class Bars:
             return
         if self._bar is not None:
             self._bar.close()
+        self._bar = self._make(event, _FORMAT if event.total is not None else _STREAM, desc=label)
+
+    @staticmethod
+    def _make(event: Progress, form: str, **fields: Any) -> Any:
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # no thread: every event refreshes
-        self._bar = tqdm(
-            desc=label,
+        return tqdm(
             total=event.total,
             initial=max(event.inherited, event.done),
             unit="iB",
             unit_scale=True,
             unit_divisor=1024,
-            **_size(),
             leave=False,
             file=sys.stderr,
-            bar_format=_FORMAT if event.total is not None else _STREAM,
+            bar_format=form,
+            **_size(),
+            **fields,
         )
 
     def _retrying(self, event: Progress) -> None:
@@ -99,6 +147,10 @@ def _size() -> dict[str, Any]:
     """Return how wide tqdm may be; a serial line or a container's terminal may not know, then 80 columns."""
     columns = os.get_terminal_size(sys.stderr.fileno()).columns
     return {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2] or path
 
 
 def shorten(name: str) -> str:

@@ -7,19 +7,22 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby, tee
 
 from ftransfer import net, paths
 from ftransfer.cli.output import Output, error_fields, error_lines, tell
 from ftransfer.cli.remotes import remote_for, require_url
 from ftransfer.client import Remote
-from ftransfer.digests import DEFAULT, Digest, format_line, guess_algorithm, parse_lines
+from ftransfer.digests import DEFAULT, Digest, Listed, format_line, guess_algorithm, parse_lines
 from ftransfer.errors import FtransferError, NotAFile, PartialFailure, TimedOut, UsageError, from_os
 from ftransfer.sources import checksum_file
 from ftransfer.store.base import FILE, FOLDER
 
 DIFFERENT = 1
-Hash = Callable[[str, str], Digest]
+Outcome = Digest | FtransferError
+HashAll = Callable[[Iterable[str], str], Iterator[tuple[str, Outcome]]]
+"""Yields each name with the digest of that file, or with what was wrong with it."""
 
 
 def checksum(options: argparse.Namespace, output: Output) -> int:
@@ -32,17 +35,15 @@ def _print(options: argparse.Namespace, output: Output) -> int:
     failed = total = 0
     if not sys.stdout.isatty() and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names as they are, for `xxhsum -c`
-    for name, hash_it in _files(options, output):
+    for name, digest in _hashed(options, output, algorithm):
         total += 1
-        try:
-            digest = hash_it(name, algorithm)
-        except FtransferError as exc:
+        if isinstance(digest, FtransferError):
             if len(options.names) == 1 and not options.recursive:
-                raise
+                raise digest
             failed += 1
-            exc.path = exc.path or name
-            output.event("checksum", path=name, digest=None, error=error_fields(exc))
-            for line in error_lines(exc):
+            digest.path = digest.path or name
+            output.event("checksum", path=name, digest=None, error=error_fields(digest))
+            for line in error_lines(digest):
                 tell(line)
             continue
         output.end_bars()
@@ -54,26 +55,31 @@ def _print(options: argparse.Namespace, output: Output) -> int:
     return PartialFailure.exit_status if failed else 0
 
 
-def _files(options: argparse.Namespace, output: Output) -> Iterator[tuple[str, Hash]]:
-    """Yield each file's name, and what hashes it where it is."""
+def _hashed(options: argparse.Namespace, output: Output, algorithm: str) -> Iterator[tuple[str, Outcome]]:
+    """Yield each file's name with its digest, or with what was wrong with it."""
     hash_here = _local_hash(options, output)
     for word in options.names:
-        if net.is_url(word):
-            address = require_url(word, "")
-            with remote_for(options, address) as remote:
-                hash_it = _remote_hash(remote, output)
-                for path in _remote_files(remote, address.path, recursive=options.recursive):
-                    yield path, hash_it
-        else:
-            for path in _local_files(word, recursive=options.recursive):
-                yield path, hash_here
+        if not net.is_url(word):
+            yield from hash_here(_local_files(word, recursive=options.recursive), algorithm)
+            continue
+        address = require_url(word, "")
+        with remote_for(options, address) as remote:
+            if not options.recursive or remote.stat(address.path).kind != FOLDER:
+                yield from _hash_there_one(remote, address.path, algorithm, output)
+                continue
+            with remote_for(options, address) as listing:  # a connection for the list, which is read bit by bit
+                names = (entry.path for entry in listing.list(address.path, recursive=True) if entry.kind == FILE)
+                for name, outcome in remote.checksums(names, address.path, algorithm=algorithm):
+                    yield paths.join(address.path, name), outcome
 
 
-def _remote_files(remote: Remote, path: str, *, recursive: bool) -> list[str]:
-    if not recursive or remote.stat(path).kind != FOLDER:
-        return [path]
-    found = list(remote.list(path, recursive=True))
-    return [paths.join(path, entry.path) for entry in found if entry.kind == FILE]
+def _hash_there_one(remote: Remote, path: str, algorithm: str, output: Output) -> Iterator[tuple[str, Outcome]]:
+    try:
+        yield path, remote.checksum(path, algorithm=algorithm, on_progress=output.observer())
+    except FtransferError as exc:
+        if exc.retryable:
+            raise
+        yield path, exc
 
 
 def _local_files(path: str, *, recursive: bool) -> Iterator[str]:
@@ -90,21 +96,27 @@ def _local_files(path: str, *, recursive: bool) -> Iterator[str]:
                 yield whole
 
 
-def _local_hash(options: argparse.Namespace, output: Output) -> Hash:
+def _local_hash(options: argparse.Namespace, output: Output) -> HashAll:
     until = None if options.max_time is None else time.monotonic() + options.max_time
 
     def check() -> None:
         if until is not None and time.monotonic() >= until:
             raise TimedOut(f"not done within {options.max_time:g} s", hint="give it more with --max-time")
 
-    def hash_it(path: str, algorithm: str) -> Digest:
-        return checksum_file(0 if path == "-" else path, algorithm, output.observer(), check=check)
+    def hash_all(names: Iterable[str], algorithm: str) -> Iterator[tuple[str, Outcome]]:
+        for path in names:
+            try:
+                yield path, checksum_file(0 if path == "-" else path, algorithm, output.observer(), check=check)
+            except FtransferError as exc:
+                if exc.retryable:
+                    raise
+                yield path, exc
 
-    return hash_it
+    return hash_all
 
 
-def _remote_hash(remote: Remote, output: Output) -> Hash:
-    return lambda path, algorithm: remote.checksum(path, algorithm=algorithm, on_progress=output.observer())
+def _remote_hash(remote: Remote) -> HashAll:
+    return lambda names, algorithm: remote.checksums(names, algorithm=algorithm)
 
 
 def _check(options: argparse.Namespace, output: Output) -> int:
@@ -116,27 +128,34 @@ def _check(options: argparse.Namespace, output: Output) -> int:
     if net.is_url(where):
         address = require_url(where, "")
         with remote_for(options, address) as remote:
-            return _check_list(listed, options, output, address.path, _remote_hash(remote, output))
+            return _check_list(listed, options, output, address.path, _remote_hash(remote))
     return _check_list(listed, options, output, where, _local_hash(options, output))
 
 
-def _check_list(listed: str, options: argparse.Namespace, output: Output, folder: str, hash_it: Hash) -> int:
+def _check_list(listed: str, options: argparse.Namespace, output: Output, folder: str, hash_all: HashAll) -> int:
     wrong = missing = total = 0
-    for line in parse_lines(_lines(listed)):
-        total += 1
-        algorithm = options.algorithm or line.algorithm or guess_algorithm(line.hex, os.path.basename(listed))
+
+    def algorithm_of(line: Listed) -> str:
+        return options.algorithm or line.algorithm or guess_algorithm(line.hex, os.path.basename(listed))
+
+    def name_of(line: Listed) -> str:
         name = line.name.removeprefix("./")
-        try:
-            found = hash_it(paths.join(folder.rstrip("/"), name) if folder else name, algorithm)
-            word, result = ("OK", "same") if found.hex == line.hex else ("FAILED", "different")
-        except FtransferError as exc:
-            if exc.exit_status not in (2, 3, 5):
-                raise
-            missing += 1
-            word, result = f"FAILED ({exc})", "unreadable"
-        wrong += word != "OK"
-        output.verdict(f"{paths.printable(line.name)}: {paths.printable(word)}")
-        output.event("check", path=line.name, result=result)
+        return paths.join(folder.rstrip("/"), name) if folder else name
+
+    for algorithm, lines in groupby(parse_lines(_lines(listed)), algorithm_of):
+        asked, told = tee(lines)
+        for line, (_, found) in zip(told, hash_all(map(name_of, asked), algorithm), strict=True):
+            total += 1
+            if isinstance(found, FtransferError):
+                if found.exit_status not in (2, 3, 5):
+                    raise found
+                missing += 1
+                word, result = f"FAILED ({found})", "unreadable"
+            else:
+                word, result = ("OK", "same") if found.hex == line.hex else ("FAILED", "different")
+            wrong += word != "OK"
+            output.verdict(f"{paths.printable(line.name)}: {paths.printable(word)}")
+            output.event("check", path=line.name, result=result)
     if not total:
         raise UsageError(f"{listed} lists no checksums", hint="a line is: <hex digits>, two spaces, name")
     if wrong:

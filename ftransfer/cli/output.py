@@ -9,17 +9,26 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import IO, Any, Self
 
 from ftransfer.cli.units import show_duration, show_rate, show_size
 from ftransfer.errors import FtransferError, PartialFailure
 from ftransfer.paths import printable, readable
 from ftransfer.progress import Observer
-from ftransfer.results import FileResult, TransferResult
+from ftransfer.results import FileResult, Totals, TransferResult
 
 VERSION = 1
 """Version of the JSON events."""
-_WHY = {"same": "already there", "skipped": "not sent, the name is taken"}
+_WHY = {
+    "same": "already there",
+    "skipped": "not sent, the name is taken",
+    "stamped": "already there, with another time or mode",
+    "deleted": "deleted",
+    "would send": "would be sent",
+    "would replace": "would be replaced",
+    "would delete": "would be deleted",
+}
 
 
 class Output:
@@ -44,6 +53,7 @@ class Output:
         self._events: IO[str] = sys.stderr if data_on_stdout else sys.stdout
         self._goes_on = goes_on
         self._bars: Any = None
+        self._dry_run = self._streams = False
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Self:
@@ -118,29 +128,52 @@ class Output:
 
     # Results of transfers.
 
-    def transfer(self, result: TransferResult) -> None:
-        """Report what became of each file, then all in one line."""
-        self.end_bars()
-        for file in result.files:
-            self.event("file", **_file_fields(file))
-            if file.error is None:
-                self.note(_file_line(file))
-                continue
+    def on_file(self, *, dry_run: bool) -> Callable[[FileResult], None] | None:
+        """Return what tells of each file as it is done, where that is wanted: it costs a little for each."""
+        self._dry_run = dry_run
+        self._streams = dry_run or self.as_json or self.verbose
+        return self._file if self._streams else None
+
+    def _file(self, file: FileResult) -> None:
+        self.event("file", **_file_fields(file))
+        if self._dry_run and file.error is None:
+            self.verdict(f"{file.result}: {printable(file.path)}")
+        elif file.error is None:
+            self.note(_file_line(file))
+        else:
+            self.end_bars()
             for line in error_lines(file.error):
                 tell(line)
-        if len(result.files) > 1 or not result.failed:
+
+    def single(self, result: TransferResult) -> None:
+        """Report a file that failed before anything was told of it."""
+        self._streams = False
+        self.transfer(result)
+
+    def transfer(self, result: TransferResult) -> None:
+        """Report what became of each file, unless that was told as it happened, then all in one line."""
+        self.end_bars()
+        for file in [] if self._streams else result.files:
+            self._file(file)
+        for what, count in sorted(result.totals.notes.items()):
+            self.say(f"note: {what}: {count:,}" if count else f"note: {what}")
+        if len(result.files) > 1 or not result.failed or result.totals != Totals():
             self.say(f"to {printable(result.target)}")
             self.say(summary_line(result))
+        words = ["sent", "same", "skipped", "stamped", "deleted", "vanished"]
+        words += ["would send", "would replace", "would delete"] if self._dry_run else []
+        counts = {word.replace(" ", "_"): result.count(word) for word in words}
         self.event(
             "summary",
             target=result.target,
-            files=len(result.files),
-            sent=sum(file.result == "sent" for file in result.files),
+            files=len(result.files) + result.totals.files,
+            **counts,
             failed=len(result.failed),
             bytes=result.bytes,
             sent_bytes=result.sent_bytes,
             seconds=round(result.seconds, 6),
             durable=result.durable,
+            notes=result.totals.notes,
         )
 
 
@@ -188,28 +221,40 @@ def _file_line(file: FileResult) -> str:
     if file.result != "sent":
         return f"{file.result:<8} {name}: {_WHY.get(file.result, '')}"
     resumed = f", resumed at {show_size(file.resumed_from)}" if file.resumed_from else ""
-    return f"{file.result:<8} {name}  {show_size(file.bytes)}{resumed}  {file.digest}"
+    return f"{file.result:<8} {name}  {show_size(file.bytes)}{resumed}  {file.digest or 'a link'}"
 
 
 def summary_line(result: TransferResult) -> str:
     """Return the last line, which says what was proven: `3 files, 2.0 GiB in 1.2 s (1.7 GiB/s), verified, durable`."""
-    sent = [file for file in result.files if file.result == "sent"]
+    sent = result.count("sent")
+    totals = result.totals
     parts = []
     if sent:
-        total, moved = sum(file.bytes for file in sent), sum(file.sent_bytes for file in sent)
-        resumed = sum(file.resumed_from for file in sent)
+        files = [file for file in result.files if file.result == "sent"]
+        same = sum(file.bytes for file in result.files if file.error is None and file.result != "sent")
+        moved = result.sent_bytes
+        resumed = sum(file.resumed_from for file in files) + totals.resumed
         rate = f" ({show_rate(moved, result.seconds)})" if moved else ""
-        parts.append(f"{_files(len(sent))}, {show_size(total)} in {show_duration(result.seconds)}{rate}")
+        size = result.bytes - same if totals == Totals() else moved + resumed
+        parts.append(f"{_files(sent)}, {show_size(size)} in {show_duration(result.seconds)}{rate}")
         if resumed:
-            parts[-1] += f", resumed at {show_size(resumed)}" if len(sent) == 1 else f", {show_size(resumed)} resumed"
+            parts[-1] += f", resumed at {show_size(resumed)}" if sent == 1 else f", {show_size(resumed)} resumed"
         parts[-1] += ", verified, " + ("durable" if result.durable else "not synced to disk")
-    for kind in ("same", "skipped"):
-        count = sum(file.result == kind for file in result.files)
-        if count:
-            parts.append(f"{_files(count)} {_WHY[kind]}")
-    if result.failed:
-        parts.append(f"{len(result.failed)} failed (listed above)")
-    return "; ".join(parts)
+    for kind, why in _WHY.items():
+        if count := result.count(kind):
+            parts.append(f"{_files(count)} {why}")
+    vanished = result.count("vanished")
+    if vanished:
+        parts.append(f"{vanished:,} vanished meanwhile (listed above)")
+    if failed := len(result.failed) - vanished:
+        parts.append(f"{failed:,} failed (listed above)")
+    return "; ".join(parts) or _no_files(result)
+
+
+def _no_files(result: TransferResult) -> str:
+    folders = result.totals.folders
+    what = f"{folders:,} folder{'s' * (folders != 1)} and no files" if folders else "no files"
+    return f"{what}, {show_duration(result.seconds)}"
 
 
 def _files(count: int) -> str:

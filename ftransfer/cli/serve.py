@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import resource
 import signal
@@ -21,6 +22,7 @@ def serve(options: argparse.Namespace, output: Output) -> int:
     level = logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(message)s")
     _allow_descriptors()
+    gc.set_threshold(100_000, 20, 20)  # trees make very many small objects, and no cycles
     server = Server(
         options.folder,
         listen=options.listen or [DEFAULT_LISTEN],

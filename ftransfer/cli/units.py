@@ -1,13 +1,17 @@
-"""Sizes, rates and durations as people read and type them. No I/O."""
+"""Sizes, rates, durations and times as people read and type them. No I/O but a look at the clock."""
 
 from __future__ import annotations
 
 import re
+import time
 
 from ftransfer.errors import UsageError
 
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DATE = r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:(?<=:\d\d:\d\d)\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?)?"
+_FARTHEST = 1 << 63
+"""Nanoseconds before or after 1970 that a time may be away: what a file system can tell."""
 
 
 def parse_size(text: str) -> int:
@@ -43,6 +47,46 @@ def parse_patience(text: str) -> float:
     if seconds <= 0:
         raise UsageError("no time at all is not a timeout", hint="write 30s, 5m")
     return seconds
+
+
+def parse_when(text: str, *, now_ns: int | None = None) -> int:
+    """Return a time in nanoseconds since 1970; `now_ns` is now.
+
+    `2d` or `3h30m`: so long ago. `2024-05-31`, `2024-05-31T12:30` or `2024-05-31 12:30:05.25`: local time, unless `Z`
+    or an offset such as `+02:00` follows. `@1700000000`: seconds since 1970. Raises UsageError.
+    """
+    try:
+        if text.startswith("@"):
+            when = _parse_epoch(text[1:])
+        elif match := re.fullmatch(_DATE, text, re.ASCII):
+            when = _parse_date(*match.groups(""))
+        elif text.endswith(tuple("smhd")):
+            ago = int(parse_duration(text) * 1e9)
+            when = (time.time_ns() if now_ns is None else now_ns) - ago
+        else:
+            raise ValueError  # a plain number might be a year as well as seconds
+        if abs(when) >= _FARTHEST:
+            raise OverflowError
+    except (ValueError, OverflowError):
+        hint = "write 2d or 3h30m (so long ago), 2024-05-31, 2024-05-31T12:30, or @ and seconds since 1970"
+        raise UsageError(f"not a time: {text!r}", hint=hint) from None
+    return when
+
+
+def _parse_epoch(text: str) -> int:
+    match = re.fullmatch(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?", text, re.ASCII)
+    if match is None:
+        raise ValueError
+    when = int(match[2]) * 10**9 + int((match[3] or "").ljust(9, "0"))
+    return -when if match[1] else when
+
+
+def _parse_date(date: str, clock: str, fraction: str, offset: str) -> int:
+    from datetime import UTC, datetime, timedelta  # here, because hardly any run needs it
+
+    when = datetime.fromisoformat(f"{date}T{clock or '00:00'}{offset}").astimezone()  # without an offset: local time
+    seconds = (when - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
+    return seconds * 10**9 + int(fraction.ljust(9, "0"))
 
 
 def show_size(count: float) -> str:

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Self
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from ftransfer.errors import SourceChanged, from_os
+from ftransfer.errors import FtransferError, SourceChanged, from_os
+
+if TYPE_CHECKING:
+    from ftransfer.store.trees import Reader, Tree
 
 FILE, FOLDER, LINK, OTHER = "file", "folder", "link", "other"
 MAX_TIME = (1 << 63) - 1
@@ -208,6 +212,21 @@ def missing(grains: Iterable[Grain], size: int | None) -> list[tuple[int, int | 
     return gaps
 
 
+_KINDS = {stat.S_IFREG: FILE, stat.S_IFDIR: FOLDER, stat.S_IFLNK: LINK}
+_new_entry = tuple.__new__
+
+
+def entry(path: str, found: os.stat_result) -> Entry:
+    """Return the entry of what the system says is at a path; quickly, because it is called for each of a tree."""
+    mode = found.st_mode
+    kind = _KINDS.get(mode & 0o170000, OTHER)
+    mtime_ns = found.st_mtime_ns
+    if not -MAX_TIME <= mtime_ns <= MAX_TIME:
+        mtime_ns = portable_time(mtime_ns)
+    size = found.st_size if kind in (FILE, LINK) else 0
+    return _new_entry(Entry, (path, kind, size, mtime_ns, mode & 0o7777))
+
+
 def portable_time(mtime_ns: int) -> int:
     """Return a file's time, cut to what the wire can carry: the years 1678 to 2262."""
     return max(-MAX_TIME, min(mtime_ns, MAX_TIME))
@@ -282,6 +301,19 @@ class Staging(ABC):
         """Drop everything that is staged."""
 
 
+OnError = Callable[[str, FtransferError], None]
+Enters = Callable[[str], bool]
+
+
+def always(path: str) -> bool:  # noqa: ARG001 - whatever it is
+    """Look into every folder."""
+    return True
+
+
+def pass_over(path: str, exc: FtransferError) -> None:
+    """Take note of nothing: who lists a folder sees what can be seen."""
+
+
 class Store(ABC):
     """Files and folders below one root; every path is a checked wire path."""
 
@@ -292,12 +324,27 @@ class Store(ABC):
         """Return what is there. Raises NotFound."""
 
     @abstractmethod
-    def entries(self, path: str, *, recursive: bool = False) -> Iterator[Entry]:
-        """Yield what a folder holds, sorted by name in each folder, paths relative to it, without reserved names."""
+    def entries(
+        self,
+        path: str,
+        *,
+        recursive: bool = False,
+        follow: bool = False,
+        on_error: OnError = pass_over,
+        enters: Enters = always,
+    ) -> Iterator[Entry]:
+        """Yield what a folder holds, sorted by name in each folder, paths relative to it, without reserved names.
+
+        Arguments: `follow` shows what links lead to, in their place, as long as that is below the folder; `on_error`
+        is told of names that cannot be used and folders that cannot be read; `enters` which are looked into.
+        """
 
     @abstractmethod
-    def open(self, path: str) -> Source:
-        """Open a regular file for reading. Raises NotFound, NotAFile, Refused."""
+    def open(self, path: str, *, follow: bool = False) -> Source:
+        """Open a regular file for reading; `follow` follows links, below the root.
+
+        Raises NotFound, NotAFile, Refused.
+        """
 
     @abstractmethod
     def mkdir(self, path: str, *, parents: bool = False) -> None:
@@ -326,6 +373,18 @@ class Store(ABC):
     @abstractmethod
     def clock_step(self) -> int:
         """Return the resolution of the store's file times, in nanoseconds."""
+
+    @abstractmethod
+    def folds(self) -> list[str]:
+        """Return what the store takes for the same name: "case", "form" (of Unicode), both or neither."""
+
+    @abstractmethod
+    def tree(self, path: str, if_exists: str = "replace") -> Tree:
+        """Begin to put many files below a folder, which is made when it is needed. Raises NotAFile."""
+
+    @abstractmethod
+    def reader(self, path: str, *, follow: bool = False) -> Reader:
+        """Begin to read many files below a folder; `follow` follows links that stay below it. Raises NotFound."""
 
     @abstractmethod
     def sweep(self) -> int:

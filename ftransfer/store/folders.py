@@ -119,6 +119,25 @@ def unlink_if_there(name: str, dir_fd: int) -> None:
         pass
 
 
+def link_new(staged: str, name: str, dir_fd: int) -> bool:
+    """Publish a staged file without replacing anything; tell whether the name was free."""
+    try:
+        os.link(staged, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError as exc:
+        if not links_refused(exc):
+            raise
+        try:
+            os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            return False
+        except FileNotFoundError:
+            os.rename(staged, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    else:
+        unlink_if_there(staged, dir_fd)
+    return True
+
+
 def links_refused(exc: OSError) -> bool:
     """Tell whether an os.link failed because this file system has no hard links."""
     return exc.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)

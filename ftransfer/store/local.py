@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Iterator
 
-from ftransfer.errors import AlreadyExists, Busy, NotAFile, NotFound, UsageError
+from ftransfer.errors import AlreadyExists, Busy, NotFound, UsageError
 from ftransfer.store import base, journal, sync
 from ftransfer.store.folders import (
     Synced,
@@ -23,23 +23,17 @@ from ftransfer.store.folders import (
     translated,
     unlink_if_there,
 )
+from ftransfer.store.local_trees import LocalTree, sweep_trees
+from ftransfer.store.reading import LocalReader
 from ftransfer.store.staging import LocalStaging
-from ftransfer.store.state import StateFolder, journal_prefix
+from ftransfer.store.state import JOURNAL, StateFolder, journal_prefix
+from ftransfer.store.trees import Reader, Tree
 from ftransfer.store.walking import remove_tree, walk
 
 KEEP_PARTIALS = 14 * 86400
 """Seconds that staged data outlives its last block."""
 KEEP_RECEIPTS = 86400
 """Seconds that the record of a committed transfer is kept."""
-
-
-def kind_of(mode: int) -> str:
-    """Return the kind of an entry by its st_mode."""
-    if stat.S_ISREG(mode):
-        return base.FILE
-    if stat.S_ISDIR(mode):
-        return base.FOLDER
-    return base.LINK if stat.S_ISLNK(mode) else base.OTHER
 
 
 class LocalStore(base.Store):
@@ -59,7 +53,9 @@ class LocalStore(base.Store):
         self.state = StateFolder(self.fd)
         self._clock_step: int | None = None
         self.synced = Synced() if durable else None
-        self.new_file_mode = 0o666 & ~_umask()
+        self.umask = _umask()
+        self.new_file_mode = 0o666 & ~self.umask
+        self._folds: list[str] | None = None
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -74,32 +70,30 @@ class LocalStore(base.Store):
                 parts, name = split(path)
                 with folder(self.fd, parts) as fd:
                     found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        return _entry(path, found)
+        return base.entry(path, found)
 
-    def entries(self, path: str, *, recursive: bool = False) -> Iterator[base.Entry]:
+    def entries(
+        self,
+        path: str,
+        *,
+        recursive: bool = False,
+        follow: bool = False,
+        on_error: base.OnError = base.pass_over,
+        enters: base.Enters = base.always,
+    ) -> Iterator[base.Entry]:
         with translated(path or "the served folder"), folder(self.fd, path.split("/") if path else []) as fd:
-            for name, found in walk(fd, recursive=recursive):
-                yield _entry(name, found)
+            for name, found in walk(fd, recursive=recursive, follow=follow, on_error=on_error, enters=enters):
+                yield base.entry(name, found)
 
-    def open(self, path: str) -> base.Source:
-        parts, name = split(path)
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with translated(path), folder(self.fd, parts) as fd:
-            opened = os.open(name, flags, dir_fd=fd)
-            mode = os.fstat(opened).st_mode
-            if not stat.S_ISREG(mode):
-                os.close(opened)
-                raise NotAFile("it is a folder" if stat.S_ISDIR(mode) else "it is a special file", path=path)
-            try:
-                made_up = base.has_hidden_bytes(opened)
-            except OSError:
-                os.close(opened)
-                raise
-            if made_up:
-                os.close(opened)
-                raise NotAFile("the system makes it up while it is read, so it has no size", path=path)
-            return base.FileSource(opened, path)
+    def tree(self, path: str, if_exists: str = "replace") -> Tree:
+        return LocalTree(self, path, if_exists)
+
+    def reader(self, path: str, *, follow: bool = False) -> Reader:
+        return LocalReader(self, path, follow=follow)
+
+    def open(self, path: str, *, follow: bool = False) -> base.Source:
+        with LocalReader(self, "", follow=follow) as reader:
+            return reader.open(path)
 
     def mkdir(self, path: str, *, parents: bool = False) -> None:
         parts, name = split(path)
@@ -185,7 +179,7 @@ class LocalStore(base.Store):
 
     def partials(self, path: str = "", *, clear: bool = False) -> list[base.Partial]:
         found = []
-        for name in self.state.journals():
+        for name in self.state.names(JOURNAL):
             partial = self._partial(name)
             if partial is None or not (not path or partial.path == path or partial.path.startswith(path + "/")):
                 continue
@@ -232,7 +226,7 @@ class LocalStore(base.Store):
     def drop_others(self, path: str, but: str = "") -> None:
         """Drop what is staged for a path, unless somebody is writing it or it is the journal `but`."""
         prefix = journal_prefix(path)
-        for name in self.state.journals():
+        for name in self.state.names(JOURNAL):
             if name.startswith(prefix) and name != but:
                 self.drop(name)
 
@@ -242,10 +236,17 @@ class LocalStore(base.Store):
                 self._clock_step = self.state.probe_clock()
         return self._clock_step
 
+    def folds(self) -> list[str]:
+        if self._folds is None:
+            with translated("the target folder"):
+                self._folds = self.state.probe_folding()
+        return self._folds
+
     def sweep(self) -> int:
+        sweep_trees(self)
         now = time.time_ns()
         dropped = 0
-        for name in self.state.journals():
+        for name in self.state.names(JOURNAL):
             if now - self.state.mtime_ns(name) > KEEP_PARTIALS * 10**9:
                 dropped += self.drop(name)
         self.state.sweep_receipts(now - KEEP_RECEIPTS * 10**9)
@@ -264,12 +265,6 @@ class LocalStore(base.Store):
         finally:
             for fd in fds:
                 os.close(fd)
-
-
-def _entry(path: str, found: os.stat_result) -> base.Entry:
-    kind = kind_of(found.st_mode)
-    size = found.st_size if kind == base.FILE else 0
-    return base.Entry(path, kind, size, base.portable_time(found.st_mtime_ns), stat.S_IMODE(found.st_mode))
 
 
 def _umask() -> int:

@@ -17,6 +17,7 @@ from ftransfer.store import base
 from ftransfer.store.folders import split
 from ftransfer.store.local import KEEP_PARTIALS, KEEP_RECEIPTS
 from ftransfer.store.staging import copies
+from ftransfer.store.trees import PlainReader, PlainTree, Reader, Tree
 
 FILE_MODE = 0o644
 FOLDER_MODE = 0o755
@@ -168,7 +169,15 @@ class MemoryStore(base.Store):
         prefix = path + "/" if path else ""
         return sorted((p for p in self._nodes if p and p.startswith(prefix)), key=lambda p: p.split("/"))
 
-    def entries(self, path: str, *, recursive: bool = False) -> Iterator[base.Entry]:
+    def entries(
+        self,
+        path: str,
+        *,
+        recursive: bool = False,
+        follow: bool = False,  # noqa: ARG002 - there are no links here
+        on_error: base.OnError = base.pass_over,  # noqa: ARG002 - nor what cannot be read
+        enters: base.Enters = base.always,  # noqa: ARG002 - and all is at hand
+    ) -> Iterator[base.Entry]:
         with self.lock:
             if self._node(path).data is not None:
                 raise NotAFile("it is not a folder", path=path)
@@ -176,7 +185,7 @@ class MemoryStore(base.Store):
             inside = [self._nodes[p].entry(p[start:]) for p in self._inside(path)]
         yield from (entry for entry in inside if recursive or "/" not in entry.path)
 
-    def open(self, path: str) -> base.Source:
+    def open(self, path: str, *, follow: bool = False) -> base.Source:  # noqa: ARG002 - there are no links here
         node = self._node(path)
         if node.data is None:
             raise NotAFile("it is a folder", path=path)
@@ -283,6 +292,15 @@ class MemoryStore(base.Store):
 
     def clock_step(self) -> int:
         return 1
+
+    def folds(self) -> list[str]:
+        return []
+
+    def tree(self, path: str, if_exists: str = "replace") -> Tree:
+        return PlainTree(self, path, if_exists)
+
+    def reader(self, path: str, *, follow: bool = False) -> Reader:  # noqa: ARG002 - there are no links here
+        return PlainReader(self, path)
 
     def sweep(self) -> int:
         now = time.time_ns()

@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 from ftransfer import paths
 from ftransfer.errors import AlreadyExists, DiskError, NotAFile, from_os
 from ftransfer.store import base, journal, sync
-from ftransfer.store.folders import links_refused, open_folder, split, translated, unlink_if_there
+from ftransfer.store.folders import link_new, open_folder, split, translated, unlink_if_there
 from ftransfer.store.state import JOURNAL, RECEIPTS, journal_prefix
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class LocalStaging(base.Staging):
         names: Iterable[str] = [self._name] if policy != "rename" else copies(self._name)
         for name in names:
             self._remember(name, size, hex_digits)
-            if self._link(name):
+            if link_new(self._head.staged, name, self._folder):
                 return name
         self.discard()
         raise AlreadyExists("the name was taken in the meantime", path=self._description.path)
@@ -282,25 +282,6 @@ class LocalStaging(base.Staging):
     def _is_newer(self, found: os.stat_result) -> bool:
         ours = self._description.mtime_ns
         return ours is None or ours > found.st_mtime_ns
-
-    def _link(self, name: str) -> bool:
-        """Publish without replacing; tell whether the name was free."""
-        here = self._folder
-        try:
-            os.link(self._head.staged, name, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
-        except FileExistsError:
-            return False
-        except OSError as exc:
-            if not links_refused(exc):
-                raise
-            try:
-                os.stat(name, dir_fd=here, follow_symlinks=False)
-                return False
-            except FileNotFoundError:
-                os.rename(self._head.staged, name, src_dir_fd=here, dst_dir_fd=here)
-        else:
-            unlink_if_there(self._head.staged, here)
-        return True
 
     def _remember(self, name: str, size: int, hex_digits: str) -> None:
         d = self._description

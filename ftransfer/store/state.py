@@ -165,13 +165,13 @@ class StateFolder:
         finally:
             os.close(folder)
 
-    def journals(self) -> list[str]:
-        """Return the names of all journals."""
+    def names(self, suffix: str) -> list[str]:
+        """Return the names that end so, sorted."""
         folder = self._open(create=False)
         if folder is None:
             return []
         try:
-            return sorted(name for name in os.listdir(folder) if name.endswith(JOURNAL))
+            return sorted(name for name in os.listdir(folder) if name.endswith(suffix))
         finally:
             os.close(folder)
 
@@ -221,6 +221,26 @@ class StateFolder:
             self.remove(name)
             self.tidy()
         return next((step for step in CLOCK_STEPS if asked // step * step == kept), 1)
+
+    def probe_folding(self) -> list[str]:
+        """Return what this file system takes for the same name: "case", "form" (of Unicode); by making one."""
+        folds = []
+        token = os.urandom(8).hex()
+        for what, made, asked in (("case", "A", "a"), ("form", "\u00e9", "e\u0301")):
+            name = f"fold-{token}-{made}"
+            try:
+                fd = self._open_journal(name, True)
+                assert fd is not None
+                os.close(fd)
+            except (OSError, FtransferError):
+                continue  # nothing can be made here
+            try:
+                if self._stat(f"fold-{token}-{asked}") is not None:
+                    folds.append(what)
+            finally:
+                self.remove(name)
+                self.tidy()
+        return folds
 
     def tidy(self) -> None:
         """Remove the folder if nothing is in it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -22,6 +23,38 @@ def sync_file(fd: int) -> None:
 def sync_folder(fd: int) -> None:
     """Return when the names in the folder are on the disk."""
     os.fsync(fd)
+
+
+def syncs_file_systems() -> bool:
+    """Tell whether `sync_file_system` works: it has to say whether it did (since Linux 5.8, syncfs(2))."""
+    return _syncfs() is not None
+
+
+def sync_file_system(fd: int) -> None:
+    """Return when all that was written to the file system of `fd` is on the disk. Raises OSError."""
+    call = _syncfs()
+    assert call is not None
+    call(fd)
+
+
+@functools.cache
+def _syncfs() -> Callable[[int], None] | None:
+    """Return the system's call, if it has one that reports failures."""
+    if not sys.platform.startswith("linux") or tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (5, 8):
+        return None
+    try:
+        import ctypes
+
+        call = ctypes.CDLL(None, use_errno=True).syncfs
+    except (ImportError, OSError, AttributeError):
+        return None
+
+    def sync(fd: int) -> None:
+        if call(fd):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    return sync
 
 
 @functools.cache

@@ -13,45 +13,124 @@ import stat
 from collections.abc import Iterator
 
 from ftransfer import paths
-from ftransfer.errors import BadPath
-from ftransfer.store.folders import FOLDER_FLAGS, unlink_if_there
+from ftransfer.errors import FtransferError, NotAFile, NotFound, Refused, from_os
+from ftransfer.store.base import Enters, OnError, always, pass_over
+from ftransfer.store.folders import FOLDER_FLAGS, open_folder, translated, unlink_if_there
+from ftransfer.store.reading import resolve
 
+FAR = 200
+"""Characters of a path that is neither too long nor too deep, whatever it is."""
 Identity = tuple[int, int]
 """Device and inode of a folder."""
 
 
-def walk(top: int, *, recursive: bool) -> Iterator[tuple[str, os.stat_result]]:
+class _Level:
+    """A folder that the walk is in: what its entries begin with, the names that are left, and the way back."""
+
+    __slots__ = ("identity", "kept", "names", "prefix")
+
+    def __init__(self, prefix: str, fd: int, kept: int):
+        self.prefix = prefix
+        self.names = iter(sorted(os.listdir(fd)))
+        self.identity = _identity(fd)
+        self.kept = kept
+        """The folder above, where a link led here; else -1, and the way back is `..`."""
+
+
+def walk(
+    top: int, *, recursive: bool, follow: bool = False, on_error: OnError = pass_over, enters: Enters = always
+) -> Iterator[tuple[str, os.stat_result]]:
     """Yield (path, status) of what is in the folder behind a descriptor, sorted by name, each folder before its own.
 
-    What no request could name is left out: reserved names, names that are no UTF-8, paths too long or too deep.
-    Raises OSError.
+    What no request could name is left out: reserved names, and, told to `on_error`, names that are no UTF-8, paths too
+    long or too deep. Arguments: `follow` shows what links lead to, where that is below the folder; `enters` tells
+    which folders are looked into. Raises OSError.
     """
     fd = os.dup(top)
+    levels: list[_Level] = []
     try:
-        stack = [("", iter(sorted(os.listdir(fd))), _identity(fd))]
-        while stack:
-            prefix, names, _ = stack[-1]
-            name = next(names, None)
+        levels.append(_Level("", fd, -1))
+        while levels:
+            level = levels[-1]
+            name = next(level.names, None)
             if name is None:
-                stack.pop()
-                fd = _up(fd, stack[-1][2]) if stack else fd
+                levels.pop()
+                if levels:
+                    fd = _back(fd, level.kept, levels[-1].identity)
                 continue
+            path = level.prefix + name
             try:
-                path = paths.check(prefix + name)
+                if not (paths.is_plain_name(name) and len(path) < FAR):
+                    paths.check(path)
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except (BadPath, FileNotFoundError):
-                continue  # not for the wire, or removed since it was listed
+                if linked := follow and stat.S_ISLNK(found.st_mode):
+                    found = _look(top, path)
+            except (FileNotFoundError, FtransferError) as exc:
+                _tell(path, exc, on_error)
+                continue
             yield path, found
-            if recursive and stat.S_ISDIR(found.st_mode):
-                try:
-                    inner = os.open(name, FOLDER_FLAGS, dir_fd=fd)
-                except (FileNotFoundError, NotADirectoryError, PermissionError):
-                    continue  # listed, but cannot be looked into
-                os.close(fd)
-                fd = inner
-                stack.append((path + "/", iter(sorted(os.listdir(fd))), _identity(fd)))
+            if recursive and stat.S_ISDIR(found.st_mode) and enters(path):
+                fd = _enter(levels, path, fd, top if linked else -1, on_error)
     finally:
         os.close(fd)
+        for level in levels:
+            if level.kept >= 0:
+                os.close(level.kept)
+
+
+def _tell(path: str, exc: OSError | FtransferError, on_error: OnError) -> None:
+    """Tell of a name that cannot be used, or a link that cannot be followed; not of what was removed meanwhile."""
+    if isinstance(exc, NotFound):
+        exc = NotAFile("a symbolic link that leads nowhere", path=path, hint="--links skip leaves it out")
+    if isinstance(exc, FtransferError) and not paths.is_reserved(path.rpartition("/")[2]):
+        on_error(path, exc)
+
+
+def _look(top: int, link: str) -> os.stat_result:
+    """Return what is where a link leads to."""
+    path = resolve(top, link)
+    if not path:
+        return os.fstat(top)
+    above, _, name = path.rpartition("/")
+    with translated(path):
+        fd = open_folder(top, above.split("/") if above else [])
+        try:
+            return os.stat(name, dir_fd=fd, follow_symlinks=False)
+        finally:
+            os.close(fd)
+
+
+def _enter(levels: list[_Level], path: str, fd: int, linked_below: int, on_error: OnError) -> int:
+    """Go into a folder, or, below `linked_below`, into the one that a link leads to; return where the walk is now."""
+    inner = -1
+    try:
+        if linked_below < 0:
+            inner = os.open(path.rpartition("/")[2], FOLDER_FLAGS, dir_fd=fd)
+        else:
+            real = resolve(linked_below, path)
+            inner = open_folder(linked_below, real.split("/") if real else [])
+            if _identity(inner) in [level.identity for level in levels]:
+                raise NotAFile("symbolic links that lead in a circle", path=path, hint="--links skip leaves them out")
+        levels.append(_Level(path + "/", inner, -1 if linked_below < 0 else fd))
+    except (FtransferError, OSError) as raised:
+        if inner >= 0:
+            os.close(inner)
+        exc = raised if isinstance(raised, FtransferError) else from_os(raised, path)
+        if not isinstance(exc, (NotFound, NotAFile, Refused)):
+            raise
+        on_error(path, exc)
+        return fd
+    if linked_below < 0:
+        os.close(fd)
+    return inner
+
+
+def _back(fd: int, kept: int, expected: Identity) -> int:
+    """Leave a folder for the one above it, through which the walk came."""
+    if kept < 0:
+        return _up(fd, expected)
+    os.close(fd)
+    return kept
 
 
 def remove_tree(name: str, dir_fd: int) -> None:

@@ -9,6 +9,7 @@ from ftransfer.wire.rules import (
     FINGERPRINT,
     FOLDER,
     HASH,
+    LINKS,
     MAX_BLOCK,
     MAX_HEADER,
     MAX_RANGES,
@@ -28,6 +29,7 @@ from ftransfer.wire.rules import (
     T,
     field,
     integer,
+    is_failure,
     is_partial,
     is_range,
     is_row,
@@ -92,6 +94,7 @@ class Get(Message):
     path: str = field(PATH)
     algorithm: str = field(one_of(*digests.TRANSFER_ALGORITHMS), default=digests.DEFAULT)
     wait: bool = field(BOOL, default=False)
+    links: str = field(LINKS, default="copy")
 
 
 class File(Message):
@@ -187,6 +190,7 @@ class List(Message):
     t: int = field(T)
     path: str = field(FOLDER)
     recursive: bool = field(BOOL, default=False)
+    links: str = field(LINKS, default="copy")
 
 
 class Stat(Message):
@@ -197,11 +201,18 @@ class Stat(Message):
 
 
 class Entries(Message):
-    """Server: a page of rows [name, kind, size, mtime_ns, mode]; the last page has `more` false."""
+    """Server: a page of rows [name, kind, size, mtime_ns, mode]; the last page has `more` false.
+
+    `failed` are names that cannot be used, and folders that cannot be read.
+    """
 
     t: int = field(T)
     rows: list[tuple[str, str, int, int, int]] = field(
         many(Rule("", is_row), MAX_ROWS, f"list of at most {MAX_ROWS} rows [name, kind, size, mtime_ns, mode]")
+    )
+    failed: list[tuple[str, str, str]] = field(
+        many(Rule("", is_failure), MAX_ROWS, f"list of at most {MAX_ROWS} rows [name as shown, code, message]"),
+        default=(),
     )
     more: bool = field(BOOL, default=False)
 

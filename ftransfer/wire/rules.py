@@ -6,7 +6,7 @@ Every length that a peer chooses has a named limit here, checked before anything
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 from ftransfer import paths
@@ -32,16 +32,25 @@ PAGE_BYTES = 32 << 10
 """A page of rows is closed when it has grown to about this many bytes."""
 MAX_ROWS = 1024
 """Rows in one page."""
+MAX_PACK = 4 << 20
+"""Largest body of a pack, in bytes."""
+MAX_FAILED = 1024
+"""Rows that one `receipts` names; more follow in another."""
 MAX_TEXT = 1000
 """Longest message or hint of an error, in characters."""
 MAX_INT = (1 << 63) - 1
 
 
 class Rule(NamedTuple):
-    """What a field may hold: the words for the docs, and the check."""
+    """What a field may hold: the words for the docs, and the check.
+
+    `names` yields the paths in it; with `root` they may be empty, which means the served folder or the request's own.
+    """
 
     words: str
     holds: Callable[[Any], bool]
+    names: Callable[[Any], Iterable[str]] | None = None
+    root: bool = False
 
 
 def integer(low: int, high: int, words: str) -> Rule:
@@ -86,7 +95,9 @@ def is_row(value: Any) -> bool:
     if type(value) not in (tuple, list) or len(value) != 5:
         return False
     name, kind, size, mtime, mode = value
-    return NAME.holds(name) and kind in KINDS and SIZE.holds(size) and TIME.holds(mtime) and MODE.holds(mode)
+    if type(size) is not int or type(mtime) is not int or type(mode) is not int or kind not in KINDS:
+        return False
+    return 0 <= size <= MAX_INT and -MAX_INT <= mtime <= MAX_INT and 0 <= mode <= 0o7777 and NAME.holds(name)
 
 
 def is_partial(value: Any) -> bool:
@@ -94,6 +105,13 @@ def is_partial(value: Any) -> bool:
     if type(value) not in (tuple, list) or len(value) != 4:
         return False
     return NAME.holds(value[0]) and OPTIONAL_SIZE.holds(value[1]) and SIZE.holds(value[2]) and TIME.holds(value[3])
+
+
+def is_failure(value: Any) -> bool:
+    """Tell whether a value is the row of something that cannot be listed."""
+    if type(value) not in (tuple, list) or len(value) != 3:
+        return False
+    return NAME.holds(value[0]) and CODE.holds(value[1]) and TEXT.holds(value[2])
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -109,12 +127,13 @@ NAME = Rule(
     "text of at most 4096 characters",
     lambda v: type(v) is str and len(v) <= paths.MAX_PATH and (v.isascii() or not _SURROGATE.search(v)),
 )
-PATH = Rule("path", lambda v: type(v) is str)
-FOLDER = Rule('path, or "" for the served folder', lambda v: type(v) is str)
+PATH = Rule("path", lambda v: type(v) is str, lambda v: (v,))
+FOLDER = Rule('path, or "" for the served folder', lambda v: type(v) is str, lambda v: (v,), root=True)
 TOKEN = pattern("[0-9a-f]{32}", "32 hexadecimal digits")
 FINGERPRINT = pattern("[!-~]{1,128}", "1 to 128 printable ASCII characters")
 CODE = pattern("[a-z][a-z-]{0,31}", "lower-case word")
 HASH = pattern("[0-9a-f]{32}|[0-9a-f]{64}", "32 or 64 hexadecimal digits")
+LINKS = one_of("copy", "follow")
 WORDS = many(TEXT, 64, "list of at most 64 texts")
 
 
@@ -161,12 +180,13 @@ class Message:
                 raise FrameError(f"{self.type}: field {name!r} is missing")
             if not rule.holds(value):
                 raise FrameError(f"{self.type}: field {name!r} must be {rule.words}")
-            if rule is PATH or rule is FOLDER:
+            if rule.names is not None:
                 try:
-                    paths.check(value, root=rule is FOLDER)
+                    for path in rule.names(value):
+                        paths.check(path, root=rule.root)
                 except BadPath as exc:
                     bad_path = exc
-            self.__dict__[name] = value
+            self.__dict__[name] = value if value or default != () else default  # an empty list is the default
         if bad_path is not None:
             raise RefusedName(self.__dict__["t"], bad_path, kind=self.type) from bad_path
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench import memory, resume, startup, tail, throughput
+from bench import again, far, memory, resume, small, startup, synced, tail, throughput, trees
 from bench.children import BenchError, Children
 from bench.lab import GIB, Lab, Options, fast_folder, file_system, real_disk
 from bench.report import Report
@@ -24,7 +24,15 @@ SECTIONS: dict[str, Callable[[Lab], None]] = {
     "resume": resume.measure,
     "startup": startup.measure,
 }
-TOOLS = ("ftransfer", "nc", "curl", "rsync", "scp")
+# These make figures also of the peers alone, where --tools leaves ftransfer out.
+TREES: dict[str, Callable[[Lab], None]] = {
+    "trees": trees.measure,
+    "again": again.measure,
+    "small": small.measure,
+    "far": far.measure,
+    "synced": synced.measure,
+}
+TOOLS = ("ftransfer", "nc", "curl", "rsync", "scp", "tar", "lftp", "cp")
 
 
 def size(text: str) -> int:
@@ -49,7 +57,7 @@ def names(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    sections = [*DIRECTIONS, *SECTIONS]
+    sections = [*DIRECTIONS, *SECTIONS, *TREES]
     made = argparse.ArgumentParser(prog="make bench BENCH=...", description=__doc__)
     made.add_argument("--size", type=size, default=GIB, help="of the large file (1G)")
     made.add_argument("--runs", type=int, default=7, help="rounds that are counted (7)")
@@ -58,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dir", type=Path, default=fast_folder(), help="where the files lie (%(default)s)")
     made.add_argument("--disk", type=Path, default=real_disk(), help="a folder on a real disk (%(default)s)")
     made.add_argument("--huge", type=size, nargs="?", const=10 * GIB, default=0, help="memory with a sparse file (10G)")
+    made.add_argument("--tree-files", type=int, default=9000, metavar="N", help="files of the trees (%(default)s)")
+    made.add_argument("--small", type=int, default=100_000, metavar="N", help="number of small files (%(default)s)")
     made.add_argument("--patience", type=float, default=600.0, help="seconds that one run may take (%(default)s)")
     made.add_argument("--command", type=Path, default=Path(sys.executable).parent / "ftransfer", help="of ftransfer")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
@@ -75,6 +85,7 @@ def measure(lab: Lab) -> None:
     for name, section in SECTIONS.items():
         if name in only and "ftransfer" in lab.options.tools:
             sections.append((name, partial(section, lab)))
+    sections += [(name, partial(section, lab)) for name, section in TREES.items() if name in only]
     for name, run in sections:
         try:
             run()
@@ -100,6 +111,8 @@ def main() -> int:
         huge=asked.huge,
         command=asked.command,
         patience=asked.patience,
+        tree_files=asked.tree_files,
+        small=asked.small,
     )
     signal.signal(signal.SIGTERM, end)
     report = Report()

@@ -82,7 +82,7 @@ class Children:
         The kernel's peak of a child is never below that of the process which forked it (getrusage(2)): the
         bench itself keeps small.
         """
-        timer = threading.Timer(self.patience, child.kill)
+        timer = threading.Timer(self.patience, signal_group, (child, signal.SIGKILL))
         timer.start()
         try:
             _, status, usage = os.wait4(child.pid, 0)

@@ -27,6 +27,8 @@ class Options:
     huge: int
     command: Path
     patience: float
+    tree_files: int
+    small: int
 
 
 @dataclass(kw_only=True)

@@ -1,13 +1,14 @@
 """ftransfer as one of the tools, through its command alone."""
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.children import BenchError, Children, Run, server_peak_bytes
+from bench.children import BenchError, Children, Run, server_peak_bytes, tail_of
 from bench.tools import Tool
 
 READY = re.compile(r"\bft(?:\+plain)?://[^\s/]+:(\d+)/")
@@ -34,6 +35,7 @@ class Ftransfer(Tool):
         self.serve_options = serve_options
         self._server: subprocess.Popen[bytes] | None = None
         self.port = 0
+        self._log = Path(os.devnull)
 
     def missing(self) -> str | None:
         """Name the command if it was not built."""
@@ -44,6 +46,7 @@ class Ftransfer(Tool):
         log, output = self.children.log("ftransfer-server"), self.children.log("ftransfer-ready")
         argv: list[str | Path] = [self.command, "serve", self.served, "--listen", "127.0.0.1:0"]
         self._server = self.children.start([*argv, *self.serve_options], log=log, stdout=output)
+        self._log = log
         self.children.until(lambda: bool(READY.search(output.read_text(errors="replace"))), self._server, log)
         match = READY.search(output.read_text(errors="replace"))
         self.port = int(match[1]) if match else 0
@@ -52,6 +55,12 @@ class Ftransfer(Tool):
         """End the server."""
         if self._server is not None:
             self.children.stop(self._server)
+
+    def server_end(self) -> str | None:
+        """Return how the server ended, or None if it runs, as it should."""
+        if self._server is None or self._server.poll() is None:
+            return None
+        return f"the server has ended with status {self._server.returncode}: {tail_of(self._log)}"
 
     def server_peak(self) -> int:
         """Return the server's peak resident bytes so far."""

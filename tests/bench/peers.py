@@ -101,7 +101,7 @@ class Rsync(ServedTool):
     name = "rsync"
     checks = "xxh128"
     programs = ("rsync",)
-    options = ("-W", "--no-compress")
+    options: Sequence[str] = ("-W", "--no-compress")
 
     def server_command(self) -> list[str]:
         """Configure a daemon with one module."""
@@ -139,6 +139,8 @@ class Scp(ServedTool):
         """Configure a private sshd: own host key, one user key, nothing of the machine's."""
         folder = self.own_folder()
         for key in ("host", "user"):
+            if (folder / key).exists():
+                continue  # a section before this one has made them
             argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
             subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         if os.geteuid() == 0 and not SSHD_EMPTY_FOLDER.exists():

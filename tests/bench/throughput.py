@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from bench.children import Run
 from bench.lab import GIB, Lab, median, must_be_equal
@@ -15,6 +16,8 @@ TO_NC, TO_RSYNC, LOOP_TO_NC = 1.0, 1.3, 1.15
 
 # By direction, tool, and size of the file: the seconds of every run.
 Times = dict[tuple[Direction, str, int], list[float]]
+AnyTool = TypeVar("AnyTool", bound=Tool)
+Step = TypeVar("Step")
 
 
 def measure(lab: Lab, directions: Sequence[Direction]) -> None:
@@ -33,11 +36,15 @@ def measure(lab: Lab, directions: Sequence[Direction]) -> None:
 
 
 def installed(lab: Lab) -> list[Tool]:
-    """Return the tools that were asked for and are there; say which are not."""
+    """Return the tools for one file that can be used."""
     served = lab.folder("served")
     place = (lab.children, lab.work, served)
     ours = Ftransfer(*place, command=lab.options.command)
-    tools: list[Tool] = [ours, Netcat(*place), Curl(*place), Rsync(*place), Scp(*place)]
+    return available(lab, [ours, Netcat(*place), Curl(*place), Rsync(*place), Scp(*place)])
+
+
+def available(lab: Lab, tools: Sequence[AnyTool]) -> list[AnyTool]:
+    """Return those of the tools that were asked for and are there; say which are not."""
     found = []
     for tool in (tool for tool in tools if tool.name in lab.options.tools):
         if missing := tool.missing():
@@ -66,7 +73,7 @@ def rounds(lab: Lab, tools: Sequence[Tool], directions: Sequence[Direction]) -> 
     return times
 
 
-def rotated(steps: Sequence[tuple[Direction, Tool]], number: int) -> list[tuple[Direction, Tool]]:
+def rotated(steps: Sequence[Step], number: int) -> list[Step]:
     """Return the steps in another order each round: nobody always runs after the same other."""
     start = number % len(steps) if steps else 0
     return [*steps[start:], *steps[:start]]

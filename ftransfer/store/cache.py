@@ -1,0 +1,84 @@
+"""Open folders below one root, by path: so that a file costs one open, however deep it lies.
+
+Each is opened relative to the one above it, without following links, as everything in the store. A cache belongs to
+one request and lives no longer, so a folder that is moved away meanwhile is not written to for ever. Used by
+`local_trees` and `reading`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from ftransfer.store.folders import FOLDER_FLAGS
+
+MOST_OPEN = 64
+"""Folders that stay open; each is a descriptor. On the way into a deep one there may be as many more as it is deep."""
+
+
+class FolderCache:
+    """Descriptors of the folders below `root`, which stays the caller's.
+
+    Arguments: `create` makes folders that are missing, and notes which; `entered` is told of each folder that is
+    opened.
+    """
+
+    def __init__(self, root: int, *, create: bool = False, entered: Callable[[int], None] | None = None):
+        self._create = create
+        self._entered = entered
+        self._root = os.dup(root)
+        self._open: dict[str, int] = {}
+        self.made: set[str] = set()
+        """Folders that were made here and are still open: nobody else has put anything in them."""
+        if entered is not None:
+            entered(self._root)
+
+    def get(self, folder: str, *, create: bool | None = None) -> int:
+        """Return the descriptor of a folder, good until the next call. Raises OSError.
+
+        Arguments: `create`, other than the cache's own.
+        """
+        if not folder:
+            return self._root
+        fd = self._open.get(folder)
+        if fd is not None:
+            return fd
+        for old in list(self._open)[: len(self._open) - MOST_OPEN]:  # those that were opened first
+            os.close(self._open.pop(old))
+            self.made.discard(old)
+        return self._enter(folder, create=self._create if create is None else create)
+
+    def _enter(self, folder: str, *, create: bool) -> int:
+        above, _, name = folder.rpartition("/")
+        parent = self._root if not above else self._open.get(above)
+        if parent is None:
+            parent = self._enter(above, create=create)
+        try:
+            fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
+        except FileNotFoundError:
+            if not create:
+                raise
+            try:
+                os.mkdir(name, 0o777, dir_fd=parent)
+                self.made.add(folder)
+            except FileExistsError:
+                pass  # somebody else made it in the meantime, or it is a link, which the next line refuses
+            fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
+        self._open[folder] = fd
+        if self._entered is not None:
+            self._entered(fd)
+        return fd
+
+    def forget(self, folder: str) -> None:
+        """Let go of a folder that was removed."""
+        if folder in self._open:
+            os.close(self._open.pop(folder))
+            self.made.discard(folder)
+
+    def close(self) -> None:
+        """Close all."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1

@@ -1,0 +1,365 @@
+"""Many small files in folders on a disk: staged one by one, published by groups, with few system calls for each.
+
+The order is that of a single file (`staging`), for all of a group at once: write all, sync the file system, rename
+all, sync it again, answer. A journal in the root's `.ftransfer/` says before they are made which files are staged, so
+that a sweep finds those of a writer that was killed. Made by `LocalStore.tree` and `LocalStore.reader` only.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ftransfer import paths
+from ftransfer.errors import AlreadyExists, Busy, FtransferError, NotAFile, from_os
+from ftransfer.store import sync
+from ftransfer.store.cache import FolderCache
+from ftransfer.store.folders import link_new, open_folder, translated, unlink_if_there
+from ftransfer.store.trees import Facts, Failed, Room, Tree
+
+if TYPE_CHECKING:
+    from ftransfer.store.local import LocalStore
+
+JOURNAL = ".tree"
+GROUP_BYTES = 256 << 20
+"""Bytes after which a group is full."""
+GROUP_FILES = 16_384
+"""Files after which a group is full."""
+_STAGED_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Staged = tuple[str, str, str, int]
+"""Folder, staged name, final name, mtime_ns."""
+
+
+class LocalTree(Tree):
+    """Files on their way below a folder on a disk."""
+
+    def __init__(self, store: LocalStore, path: str, if_exists: str):
+        self._store = store
+        self._base = path
+        self._if_exists = if_exists
+        self._durable = store.capabilities.durable
+        self._folders: FolderCache | None = None
+        self._token = os.urandom(8).hex()
+        self._prefix = f"{paths.RESERVED}-{self._token}-"
+        self._journal = -1
+        self._announced: set[str] = set()
+        self._count = 0
+        self._bytes = 0
+        self._staged: list[Staged] = []
+        self._devices: dict[int, int] = {}
+        self._is_changed = False
+        self._touched: set[str] = set()
+        self.exists = False
+        with translated(path or "the served folder"):
+            try:
+                fd = open_folder(store.fd, path.split("/") if path else [])
+            except FileNotFoundError:
+                return
+            try:
+                self._folders = FolderCache(fd, create=True, entered=self._entered)
+                with os.scandir(fd) as scan:
+                    self.exists = any(not paths.is_reserved(entry.name) for entry in scan)
+            finally:
+                os.close(fd)
+
+    def room(self) -> Room:
+        with translated(self._base):
+            found = os.fstatvfs(self._folders.get("") if self._folders else self._store.fd)
+        return Room(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
+
+    @property
+    def _cache(self) -> FolderCache:
+        return self._folders or self._open(create=True)
+
+    def _open(self, *, create: bool) -> FolderCache:
+        parts = self._base.split("/") if self._base else []
+        fd = open_folder(self._store.fd, parts, create=create, synced=self._store.synced)
+        try:
+            self._folders = FolderCache(fd, create=True, entered=self._entered)
+        finally:
+            os.close(fd)
+        return self._folders
+
+    def _announce(self, above: str) -> None:
+        """Note, before something is staged in a folder, that it is, so that it can be found after a crash."""
+        if self._journal < 0:
+            locked = self._store.state.lock(self._token + JOURNAL, create=True)
+            assert locked is not None
+            self._journal = locked
+        record = b"\n" + json.dumps([self._base, above]).encode()  # the newline first: the one before may be torn
+        if os.write(self._journal, record) != len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._announced.add(above)
+
+    def add(self, path: str, data: memoryview, mtime_ns: int, mode: int) -> None:
+        above, _, name = path.rpartition("/")
+        staged = f"{self._prefix}{self._count:x}"
+        self._count += 1
+        mode &= 0o777
+        try:
+            folder = self._cache.get(above)
+            if above not in self._announced:
+                self._announce(above)
+            fd = os.open(staged, _STAGED_FLAGS, mode, dir_fd=folder)
+            try:
+                written = os.write(fd, data)
+                while written < len(data):
+                    written += os.write(fd, data[written:])
+                if mode & self._store.umask:
+                    os.fchmod(fd, mode)
+                os.utime(fd, ns=(mtime_ns, mtime_ns))
+                if self._durable and not sync.syncs_file_systems():
+                    sync.sync_file(fd)
+            except BaseException:
+                os.unlink(staged, dir_fd=folder)
+                raise
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise from_os(exc, path) from exc
+        self._staged.append((above, staged, name, mtime_ns))
+        self._bytes += len(data)
+
+    def _entered(self, fd: int) -> None:
+        """Keep a descriptor of each file system below the root, so that it can be synced."""
+        if self._durable and (device := os.fstat(fd).st_dev) not in self._devices:
+            self._devices[device] = os.dup(fd)
+
+    @property
+    def is_full(self) -> bool:  # type: ignore[override]
+        return self._bytes >= GROUP_BYTES or len(self._staged) >= GROUP_FILES
+
+    def commit(self, folders: Sequence[Facts] = ()) -> tuple[Failed, Failed]:
+        staged, self._staged, self._bytes = self._staged, [], 0
+        failed: Failed = {}
+        bad: Failed = {}
+        try:
+            if staged:
+                self._sync(staged)
+        except OSError as exc:
+            # What the kernel could not write it has marked clean: a second sync would lie.
+            self._drop(staged)
+            raise from_os(exc, self._base) from exc
+        self._rename(staged, failed)
+        for at, facts in enumerate(folders):
+            try:
+                self.folder(*facts)
+            except FtransferError as exc:
+                bad[at] = exc
+        try:
+            if staged or self._is_changed:
+                self._sync(staged)
+                self._is_changed = False
+                self._touched.clear()
+            if self._journal >= 0:
+                os.ftruncate(self._journal, 0)
+                os.lseek(self._journal, 0, os.SEEK_SET)
+                self._announced.clear()
+        except OSError as exc:
+            raise from_os(exc, self._base) from exc
+        return failed, bad
+
+    def _rename(self, staged: list[Staged], failed: Failed) -> None:
+        cache = self._cache if staged else None
+        replace = self._if_exists == "replace"
+        for at, one in enumerate(staged):
+            above, temporary, name, _ = one
+            assert cache is not None
+            try:
+                folder = cache.get(above)
+                if replace and (above in cache.made or self._is_replaceable(folder, name)):
+                    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                else:
+                    self._publish(folder, one)
+            except OSError as exc:
+                self._drop([one])
+                failed[at] = from_os(exc, paths.join(above, name))
+
+    def _publish(self, folder: int, one: Staged) -> None:
+        """Give a file its name by the policy for names that are taken."""
+        above, temporary, name, mtime_ns = one
+        if self._if_exists == "newer":
+            try:
+                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                found = None
+            if found is None or (mtime_ns > found.st_mtime_ns and self._is_replaceable(folder, name)):
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                return
+        elif link_new(temporary, name, folder):
+            return
+        raise AlreadyExists("the name is taken", path=paths.join(above, name))
+
+    @staticmethod
+    def _is_replaceable(folder: int, name: str) -> bool:
+        """Return True if a file may take this name. Raises NotAFile."""
+        try:
+            mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return True
+        if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+            return True
+        what = "folder" if stat.S_ISDIR(mode) else "special file"
+        raise NotAFile(f"a {what} has this name", hint="choose another name, or remove it")
+
+    def _sync(self, staged: list[Staged]) -> None:
+        """Return when all of a group is on the disk; without a call for a whole file system, each folder by itself."""
+        if not self._durable:
+            return
+        if sync.syncs_file_systems():
+            for fd in self._devices.values():
+                sync.sync_file_system(fd)
+            return
+        folders = {one[0] for one in staged} | self._touched
+        self._touched = set()
+        while folders:
+            for folder in folders:
+                sync.sync_folder(self._cache.get(folder))
+            folders = {folder.rpartition("/")[0] for folder in folders if folder}
+
+    def _drop(self, staged: list[Staged]) -> None:
+        for above, temporary, *_ in staged:
+            try:
+                unlink_if_there(temporary, self._cache.get(above))
+            except OSError:
+                pass  # its folder has gone, or the disk fails: the journal still has it
+
+    def link(self, path: str, target: str, mtime_ns: int) -> None:
+        above, _, name = path.rpartition("/")
+        with translated(path):
+            folder = self._cache.get(above)
+            self._is_changed = True
+            self._touched.add(above)
+            if self._says(folder, name, target):
+                os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=folder, follow_symlinks=False)
+                return
+            if above not in self._announced:
+                self._announce(above)
+            temporary = f"{self._prefix}{self._count:x}"
+            self._count += 1
+            os.symlink(target, temporary, dir_fd=folder)
+            try:
+                os.utime(temporary, ns=(mtime_ns, mtime_ns), dir_fd=folder, follow_symlinks=False)
+                if self._if_exists != "replace":
+                    self._publish(folder, (above, temporary, name, mtime_ns))
+                elif self._is_replaceable(folder, name):
+                    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                unlink_if_there(temporary, folder)
+                raise
+
+    @staticmethod
+    def _says(folder: int, name: str, target: str) -> bool:
+        """Tell whether this link is there already."""
+        try:
+            return os.readlink(name, dir_fd=folder) == target
+        except OSError:
+            return False
+
+    def folder(self, path: str, mtime_ns: int, mode: int) -> None:
+        with translated(path or self._base):
+            fd = self._cache.get(path)
+            self._is_changed = True
+            self._touched.add(path)
+            found = os.fstat(fd)
+            if stat.S_IMODE(found.st_mode) & 0o777 != mode & 0o777:
+                os.fchmod(fd, mode & 0o777 | found.st_mode & 0o7000)
+            if found.st_mtime_ns != mtime_ns:
+                os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+    def _existing(self, above: str) -> int:
+        """Return the descriptor of a folder that is there, and make none."""
+        return (self._folders or self._open(create=False)).get(above, create=False)
+
+    def stamp(self, path: str, mtime_ns: int, mode: int) -> None:
+        above, _, name = path.rpartition("/")
+        with translated(path):
+            folder = self._existing(above)
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode):
+                raise NotAFile("it is not a file any more", path=path)
+            self._is_changed = True
+            os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=folder, follow_symlinks=False)
+            alone = self._durable and not sync.syncs_file_systems()
+            if alone or found.st_mode & 0o777 != mode & 0o777:
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                try:
+                    os.fchmod(fd, mode & 0o777)
+                    if alone:
+                        sync.sync_file(fd)
+                finally:
+                    os.close(fd)
+
+    def remove(self, path: str) -> None:
+        above, _, name = path.rpartition("/")
+        with translated(path):
+            folder = self._existing(above)
+            self._is_changed = True
+            self._touched.add(above)
+            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.rmdir(name, dir_fd=folder)
+                self._cache.forget(path)
+                if self._store.synced is not None:
+                    self._store.synced.clear()
+            else:
+                os.unlink(name, dir_fd=folder)
+
+    def close(self) -> None:
+        staged, self._staged = self._staged, []
+        try:
+            if staged:
+                self._drop(staged)
+        finally:
+            if self._journal >= 0:
+                self._store.state.remove(self._token + JOURNAL)
+                os.close(self._journal)
+                self._journal = -1
+                self._store.state.tidy()
+            if self._folders is not None:
+                self._folders.close()
+                self._folders = None
+            while self._devices:
+                os.close(self._devices.popitem()[1])
+
+
+def sweep_trees(store: LocalStore) -> None:
+    """Remove what writers that were killed have left staged. Never touches what somebody is writing."""
+    for name in store.state.names(JOURNAL):
+        try:
+            fd = store.state.lock(name, create=False)
+        except (Busy, OSError):
+            continue
+        if fd is None:
+            continue
+        try:
+            token = name.removesuffix(JOURNAL)
+            with open(fd, "rb", closefd=False) as journal:
+                for line in journal:
+                    _sweep_record(store, token, line)
+            store.state.remove(name)
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
+
+
+def _sweep_record(store: LocalStore, token: str, line: bytes) -> None:
+    """Remove what is staged in the folder that one line of a journal announced; a torn line announced nothing."""
+    try:
+        where, above = json.loads(line)
+        whole = paths.check("/".join(part for part in (where, above) if part), root=True)
+        fd = open_folder(store.fd, whole.split("/") if whole else [])
+    except (ValueError, TypeError, OSError):
+        return
+    try:
+        for name in os.listdir(fd):
+            if name.startswith(f"{paths.RESERVED}-{token}-"):
+                unlink_if_there(name, fd)
+    finally:
+        os.close(fd)
