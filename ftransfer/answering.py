@@ -10,6 +10,7 @@ from ftransfer import digests, net, paths, wire
 from ftransfer.channel import Channel
 from ftransfer.errors import FtransferError, NotAFile, NotFound, Refused
 from ftransfer.host import Host, Outcome
+from ftransfer.packing import row_size
 from ftransfer.receiving import SIGN_OF_LIFE, with_life
 from ftransfer.store.base import Entry, Source
 
@@ -56,14 +57,14 @@ class Answers:
         entries = self._server.store.entries(
             message.path, recursive=message.recursive, follow=message.links == "follow", on_error=on_error
         )
-        for rows, more in _pages(tuple(entry) for entry in entries):
+        for rows, more in _pages(entries):
             while len(failed) > MOST_FAILED:
                 self._entries(message.t, [], failed, more=True)
             self._entries(message.t, rows, failed, more=more)
         return 0, "listed"
 
     def _entries(self, t: int, rows: list[Any], failed: list[tuple[str, str, str]], *, more: bool) -> None:
-        self.channel.send(wire.Entries(t=t, rows=rows, failed=failed[:MOST_FAILED], more=more))
+        self.channel.send(wire.Entries.of_ours(t=t, rows=rows, failed=failed[:MOST_FAILED] or (), more=more))
         del failed[:MOST_FAILED]
 
     def _stat(self, message: wire.Stat) -> Outcome:
@@ -81,8 +82,8 @@ class Answers:
             with reader:
                 for at, name in enumerate(message.names):
                     found: Entry | None = reader.stat(name)
-                    rows[at] = found and (found.kind, found.size, found.mtime_ns, found.mode)
-        self.channel.send(wire.Found(t=message.t, rows=rows))
+                    rows[at] = found and found[1:]
+        self.channel.send(wire.Found.of_ours(t=message.t, rows=rows))
         return 0, f"{len(rows)} names"
 
     def _checksum(self, message: wire.Checksum) -> Outcome:
@@ -158,5 +159,5 @@ def _pages(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[list[Any], bool]]:
             yield page, True
             page, size = [], 0
         page.append(row)
-        size += 100 + 6 * len(row[0])  # JSON may write a character as six
+        size += row_size(row[0])
     yield page, False

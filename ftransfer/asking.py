@@ -115,19 +115,19 @@ class Questions:
     def ask(self, page: list[Entry]) -> None:
         """Ask what the server has of these names: in one go, or in several where the names are long."""
         self._backlog.extend(goes(page))
-        self._send()
+        self.pump()
 
-    def _send(self) -> None:
+    def pump(self) -> None:
+        """Send questions that waited for others to be answered."""
         while self._backlog and len(self._asked) < MOST_ASKED:
             page = self._backlog.popleft()
             t = self._channel.session.last_t + 1
             self._asked[t] = page
-            self._channel.send(wire.Stats(t=t, path=self._where, names=[entry.path for entry in page]))
+            self._channel.send(wire.Stats.of_ours(t=t, path=self._where, names=[entry.path for entry in page]))
 
     def found(self, answer: wire.Found) -> list[tuple[Entry, Entry | None]]:
         """Return each entry that was asked about, with what is there."""
         page = self._asked.pop(answer.t)
-        self._send()
         if len(answer.rows) != len(page):
             raise ProtocolError("the server answered another number of names than it was asked about")
         return [(entry, Entry(entry.path, *row) if row else None) for entry, row in zip(page, answer.rows, strict=True)]

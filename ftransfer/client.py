@@ -25,7 +25,7 @@ from ftransfer.progress import Observer, ignore
 from ftransfer.results import EntryVerdict, Pong, TransferResult, TreeVerifyResult, VerifyResult
 from ftransfer.several import finish, outcome, resolve
 from ftransfer.sources import Uploadable
-from ftransfer.store.base import FOLDER, Entry, Partial
+from ftransfer.store.base import FOLDER, Entry, OnError, Partial, pass_over
 from ftransfer.uploading import Upload
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class Remote:
         if (
             trees.get("dry_run")
             or trees.get("modes")
+            or trees.get("delete")
             or any(isinstance(s, (str, os.PathLike)) and os.path.isdir(s) for s in sources)
         ):
             return self._job(compare, if_exists, resume, algorithm, on_progress, on_file, trees).upload(sources, dest)
@@ -193,7 +194,8 @@ class Remote:
             return job.download(sources, os.fspath(dest))  # type: ignore[arg-type]
 
         is_path = isinstance(dest, (str, os.PathLike))
-        if is_path and (trees.get("dry_run") or trees.get("modes") or self._has_folder(sources)):
+        for_job = trees.get("dry_run") or trees.get("modes") or trees.get("delete")
+        if is_path and (for_job or self._has_folder(sources)):
             return folders()
         observer = on_progress or ignore
         started = time.monotonic()
@@ -309,15 +311,16 @@ class Remote:
         """Return what is at a path. Raises NotFound."""
         return singly.stat(self._link, self._path(path))
 
-    def list(self, path: str = "", *, recursive: bool = False) -> Iterator[Entry]:
+    def list(self, path: str = "", *, recursive: bool = False, on_error: OnError = pass_over) -> Iterator[Entry]:
         """Yield what a folder holds, sorted by name in each folder, with paths relative to it.
 
+        Arguments: `recursive` also what is in its folders; then `on_error` is told, by name, what cannot be listed.
         Read it to its end before the next call; leaving it early closes the connection.
         """
         where = self._path(path)
 
         def ask(channel: Channel) -> tuple[Channel, Iterator[Entry], Entry | None]:
-            rows = stream_rows(channel, wire.List(t=self._link.next_t(), path=where, recursive=recursive))
+            rows = stream_rows(channel, wire.List(t=self._link.next_t(), path=where, recursive=recursive), on_error)
             return channel, rows, next(rows, None)
 
         channel, rows, first = self._link.run(ask, path=where)  # a lost connection shows at the first row

@@ -178,6 +178,7 @@ class _Removal:
 
         packer = Packer(None, memoryview(b""))
         packs = PackStream(channel, packer, t=t, window=ready.window, wait=wait, settle=self._settle)
+        entry: Entry | None = None
         try:
             while (entry := self._left.pop(0) if self._left else next(entries, None)) is not None:
                 packs.add_gone(entry)
@@ -188,7 +189,9 @@ class _Removal:
             while packs.is_outstanding:
                 wait()
         except BaseException:
-            self._left += [row.entry for row in packs.take_back() if row.kind == GONE]
+            again = [row.entry for row in packs.take_back() if row.kind == GONE]
+            again += [entry] if entry is not None and entry not in again else []
+            self._left = again + self._left
             raise
         channel.send(wire.Finish(t=t))
 

@@ -138,14 +138,14 @@ class Packer:
 
         Arguments: `now`, whether it is to be answered at once.
         """
-        pack = wire.Pack(
+        pack = wire.Pack.of_ours(
             t=t,
-            files=self._files,
-            links=self._links,
-            folders=self._folders,
-            stamps=self._stamps,
-            gone=self._gone,
-            failed=self._failed,
+            files=self._files or (),
+            links=self._links or (),
+            folders=self._folders or (),
+            stamps=self._stamps or (),
+            gone=self._gone or (),
+            failed=self._failed or (),
             now=now,
             body=self._body,
         )

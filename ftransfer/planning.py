@@ -118,17 +118,25 @@ class Plan:
         else:
             self.more_problems += 1
 
-    def begin(self, folds: list[str] | tuple[str, ...] = (), base: str = "") -> None:
+    def begin(
+        self,
+        folds: list[str] | tuple[str, ...] = (),
+        base: str = "",
+        told: Callable[[], None] | None = None,
+    ) -> None:
         """Count for a moment, then on in a thread.
 
         Arguments: `folds`, what the other side takes for the same name ("case", "form"); `base`, the path that all go
-        below there. Raises BadPath, which names all names that cannot be used, if there are any.
+        below there; `told` is called after each page. Raises BadPath, which names all names that cannot be used, if
+        there are any.
         """
         self._base = base
-        self._twins = _Twins(folds) if folds else None
+        self._twins = self._twins or (_Twins(folds) if folds else None)
         until = time.monotonic() + FIRST_SECONDS
         while not self.is_complete and time.monotonic() < until:
             self._read_page()
+            if told is not None:
+                told()
         if not self.is_complete:
             self._thread = threading.Thread(target=self._run, name="ftransfer-count", daemon=True)
             self._thread.start()
@@ -173,8 +181,8 @@ class Plan:
                 self._failure = exc
                 self._more.notify_all()
 
-    def pages(self) -> Iterator[list[Entry]]:
-        """Yield the pages, each as soon as it was counted."""
+    def pages(self, *, keep: bool = False) -> Iterator[list[Entry]]:
+        """Yield the pages, each as soon as it was counted; only if they are kept can they be gone through again."""
         number = 0
         while True:
             with self._more:
@@ -187,7 +195,8 @@ class Plan:
                     self._check()
                 page = self._spool.page(number)
             yield [row if isinstance(row, Entry) else Entry(*row) for row in page]
-            self._spool.forget(number)
+            if not keep:
+                self._spool.forget(number)
             number += 1
 
     def close(self) -> None:
@@ -201,11 +210,19 @@ class Plan:
         self._spool.close()
 
 
-def check_room(plan: Plan, free_bytes: int | None, free_files: int | None, *, remote: bool) -> None:
-    """Raise DiskError, or with `remote` RemoteDiskError, if a tree that is known as a whole cannot fit."""
-    if not plan.is_complete:
+def check_room(
+    plan: Plan, free_bytes: int | None, free_files: int | None, wanted: Callable[[], tuple[int, int]], *, remote: bool
+) -> None:
+    """Raise DiskError, or with `remote` RemoteDiskError, if a tree that is known as a whole cannot fit.
+
+    Arguments: `wanted` counts what is not there yet, bytes and files; it is asked only if all together would not fit.
+    """
+    if not plan.is_complete or (
+        (free_bytes is None or plan.bytes <= free_bytes) and (free_files is None or plan.files <= free_files)
+    ):
         return
-    for needed, free, what in ((plan.bytes, free_bytes, "bytes"), (plan.files, free_files, "files (inodes)")):
+    size, files = wanted()
+    for needed, free, what in ((size, free_bytes, "bytes"), (files, free_files, "files (inodes)")):
         if free is not None and needed > free:
             raise (RemoteDiskError if remote else DiskError)(
                 f"no space: {needed} {what} are needed and {free} are free",

@@ -13,11 +13,10 @@ from ftransfer.planning import Plan
 from ftransfer.store.base import LINK, Entry
 from ftransfer.store.trees import Reader
 from ftransfer.tally import Tally
-from ftransfer.weighing import LED_OUT, SEND, Choices, is_wanted, settle, weigh
+from ftransfer.weighing import LED_OUT, SEND, Choices, Look, is_wanted, settle, weigh
 
 WOULD_SEND, WOULD_REPLACE, WOULD_DELETE = "would send", "would replace", "would delete"
 
-Look = Callable[[list[Entry]], list[Entry | None]]
 Equal = Callable[[Entry], bool]
 
 

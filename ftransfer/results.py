@@ -35,8 +35,8 @@ class Totals(NamedTuple):
 
     `sent`, `same`, `skipped`, `stamped` (another time or mode was all) and `deleted` are numbers of files; `bytes`
     those that are there now, `sent_bytes` those that went over the line, `resumed` those that were there before;
-    `would_send` and the like what a dry run would do; `folders` those that are there now; `notes` what could not be
-    kept, with a count.
+    `would_send` and the like what a dry run would do; `folders` those that are there now,
+    `bytes_same` the bytes of files that were there already; `notes` what could not be kept, with a count.
     """
 
     sent: int = 0
@@ -51,6 +51,7 @@ class Totals(NamedTuple):
     would_replace: int = 0
     would_delete: int = 0
     folders: int = 0
+    bytes_same: int = 0
     durable: bool = True
     notes: dict[str, int] = {}  # noqa: RUF012 - nobody changes it
 
@@ -80,6 +81,7 @@ class Totals(NamedTuple):
             self.would_replace + other.would_replace,
             self.would_delete + other.would_delete,
             self.folders + other.folders,
+            self.bytes_same + other.bytes_same,
             (self.durable or not self.sent) and (other.durable or not other.sent),
             notes,
         )

@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from ftransfer import SOFTWARE, net, paths, wire
@@ -100,13 +101,20 @@ class Connection:
             log.exception("%s internal error", self.peer)
             self._say(FtransferError("internal error"))
         finally:
-            for t in list(self._incoming):
-                self._let_go(t, "interrupted")
-            for t in list(self._outgoing):
-                self._end_sending(t, "interrupted")
-            self._trees.close()
+            self._let_go_of_all()
             self._hang_up()
             log.debug("%s left", self.peer)
+
+    def _let_go_of_all(self) -> None:
+        """Forget everything that is open; a failure of one keeps nothing of the others."""
+        goings: list[Callable[[], object]] = [self._trees.close]
+        goings += [partial(self._let_go, t, "interrupted") for t in self._incoming]
+        goings += [partial(self._end_sending, t, "interrupted") for t in self._outgoing]
+        for go in goings:
+            try:
+                go()
+            except (OSError, FtransferError) as exc:
+                log.warning("%s cannot let go: %s", self.peer, exc)
 
     def shut_down(self) -> None:
         """End the connection from another thread: the thread that owns it sees it closed."""

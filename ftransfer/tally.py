@@ -43,7 +43,7 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
         self.bytes = self.sent_bytes = self.resumed = self.in_flight = 0
-        self.folders = 0
+        self.folders = self.bytes_same = 0
         self.durable = True
         self.phase = "sending"
         self._on_file = on_file
@@ -65,6 +65,7 @@ class Tally:
         """Take note that a file is done: sent, same or skipped; `name` is another one that it got."""
         self.counts[result] += 1
         self.bytes += size if not result.startswith("would") else 0
+        self.bytes_same += size if result in ("same", "skipped", "stamped") else 0
         self.sent_bytes += sent
         self.resumed += resumed
         if result == "sent" and not durable:
@@ -85,6 +86,7 @@ class Tally:
             if row.kind == "stamp":
                 self.counts["stamped"] += 1
                 self.bytes += row.entry.size
+                self.bytes_same += row.entry.size
             elif row.kind == FOLDER:
                 self.folders += 1
             else:
@@ -148,6 +150,7 @@ class Tally:
             self.counts["would replace"],
             self.counts["would delete"],
             self.folders,
+            self.bytes_same,
             self.durable and sent > 0,
             dict(self.notes),
         )

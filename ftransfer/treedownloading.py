@@ -67,6 +67,7 @@ class TreeDownload(TreeTransfer):
         self._unpacker = Unpacker(self._tree, algorithm=choices.algorithm, durable=self._durable)
         self._clock_ns = store.clock_step()
         self._fetches: dict[int, dict[str, Entry]] = {}
+        self._fetch_bytes: dict[int, int] = {}
         self._taken: deque[list[Row]] = deque()
         self._large: dict[int, LargeDownload] = {}
         self._again: list[Entry] = []
@@ -99,8 +100,7 @@ class TreeDownload(TreeTransfer):
         try:
             if self._pages is None:
                 self._plan.begin(self._store.folds(), self._below)
-                if not self._tree.exists:  # else only what is new here counts, and nobody knows yet
-                    check_room(self._plan, *self._tree.room(), remote=False)
+                check_room(self._plan, *self._tree.room(), lambda: self._count_wanted(self._look), remote=False)
                 self._pages = self._plan.pages()
             self._work()
         except BaseException:
@@ -112,6 +112,7 @@ class TreeDownload(TreeTransfer):
         for names in self._fetches.values():
             self._todo.extend((entry, True) for entry in names.values())
         self._fetches.clear()
+        self._fetch_bytes.clear()
         for page in self._questions.take_back():
             self._again.extend(page)
         self._again_large.extend(self._large.values())
@@ -154,9 +155,12 @@ class TreeDownload(TreeTransfer):
         self._tell()
         return True
 
+    def _look(self, page: list[Entry]) -> list[Entry | None]:
+        return [self._reader.stat(entry.path) if self._reader is not None else None for entry in page]
+
     def _compare(self, entry: Entry) -> None:
         try:
-            found = self._reader.stat(entry.path) if self._reader is not None else None
+            (found,) = self._look([entry])
         except FtransferError as exc:
             self._tally.fail(entry.path, exc)
         else:
@@ -183,7 +187,7 @@ class TreeDownload(TreeTransfer):
         """Ask for some of the files that are wanted; False if there are none, or enough is on its way."""
         if not self._todo or len(self._fetches) >= MOST_FETCHES:
             return False
-        if sum(entry.size for names in self._fetches.values() for entry in names.values()) >= MOST_BYTES:
+        if sum(self._fetch_bytes[t] for t in self._fetches) >= MOST_BYTES:
             return False
         names: dict[str, Entry] = {}
         header = total = 0
@@ -199,8 +203,9 @@ class TreeDownload(TreeTransfer):
         if names:
             t = self._link.next_t()
             self._fetches[t] = names
+            self._fetch_bytes[t] = total
             self._channel.send(
-                wire.Fetch(
+                wire.Fetch.of_ours(
                     t=t,
                     path=self._where,
                     names=list(names),
@@ -252,6 +257,7 @@ class TreeDownload(TreeTransfer):
             self._unpack(t, message)
         elif isinstance(message, wire.Done):
             left = self._fetches.pop(t)
+            del self._fetch_bytes[t]
             if left:
                 raise ProtocolError("the server left out files that it was asked for")
         elif isinstance(message, wire.Error):

@@ -12,13 +12,12 @@ from typing import Any
 from ftransfer import net, paths, singly
 from ftransfer.downloading import Download, local_target, make_folders
 from ftransfer.errors import Cancelled, FtransferError, NotFound, UsageError, from_os
-from ftransfer.filters import Filter
 from ftransfer.link import Link
 from ftransfer.mirroring import Extras, Remove, mirror, remove_here, remove_there
 from ftransfer.planning import Plan
 from ftransfer.progress import Observer
 from ftransfer.rehearsing import WOULD_SEND, Equal, link_targets, look_there, rehearse, rehearse_one
-from ftransfer.results import ONLY_HERE, ONLY_THERE, EntryVerdict, FileResult, TransferResult, TreeVerifyResult
+from ftransfer.results import ONLY_HERE, ONLY_THERE, EntryVerdict, FileResult, Totals, TransferResult, TreeVerifyResult
 from ftransfer.several import finish, is_contents, outcome, resolve
 from ftransfer.store import base
 from ftransfer.store.base import FOLDER, Entry
@@ -67,6 +66,7 @@ class Job:
         self._observer = observer
         self._durable = durable
         self._started = time.monotonic()
+        self._mirrors: list[Callable[[], None]] = []
         if self._delete and choices.if_exists == "rename":
             raise UsageError(
                 "--delete would remove what --if-exists rename has just stored", hint="choose one of the two"
@@ -80,35 +80,47 @@ class Job:
         work: Callable[[int, Tally], FileResult | None],
     ) -> TransferResult:
         """Do the work for each source, and return what became of all of them."""
-        result = TransferResult(target, [], 0.0)
+        files: list[FileResult] = []
+        tallies: list[Tally] = []
+
+        def so_far() -> TransferResult:
+            return self._sum(target, files, tallies)
+
         for at, (source, place) in enumerate(zip(sources, places, strict=True)):
             name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "-"
             tally = Tally(name, on_file=self._on_file, observer=self._observer, source=name, target=place)
+            tallies.append(tally)
             try:
                 file = work(at, tally)
                 if file is not None:
-                    result.files.append(file)
+                    files.append(file)
                     if self._on_file is not None:
                         self._on_file(file)
             except FtransferError as exc:
                 if len(sources) == 1 or isinstance(exc, (Cancelled, UsageError)):
-                    exc.results = self._with(result, tally)
+                    exc.results = so_far()
                     raise
                 tally.fail("", exc)
-            result = self._with(result, tally)
-        return finish(result)
+        if self._mirrors and so_far().failed:
+            tallies[0].note("nothing was deleted, because something failed", 0)
+        else:
+            for work_at_end in self._mirrors:
+                work_at_end()
+        return finish(so_far())
 
-    def _with(self, result: TransferResult, tally: Tally) -> TransferResult:
-        return result._replace(
-            files=result.files + tally.failed,
-            totals=result.totals.plus(tally.totals()),
-            seconds=time.monotonic() - self._started,
-        )
+    def _sum(self, target: str, files: list[FileResult], tallies: list[Tally]) -> TransferResult:
+        totals = Totals()
+        for tally in tallies:
+            totals = totals.plus(tally.totals())
+        failed = [file for tally in tallies for file in tally.failed]
+        return TransferResult(target, files + failed, time.monotonic() - self._started, totals)
 
-    def _check_apart(self, places: list[str]) -> None:
+    def _check_apart(self, places: list[str], folders: list[bool]) -> None:
         """Refuse to remove what the source lacks where several sources go to one place: each lacks what others have."""
         if not self._delete:
             return
+        if not any(folders):
+            raise UsageError("--delete needs a folder as source", hint="leave it out for files")
         for at, place in enumerate(places):
             for other in places[:at] + places[at + 1 :]:
                 if not place or other == place or other.startswith(place.rstrip("/") + "/"):
@@ -134,7 +146,7 @@ class Job:
             else:
                 places.append(paths.join(base, os.path.basename(name or "")))
         resolve([place for place, source in zip(places, sources, strict=True) if place != base], paths.check)
-        self._check_apart(places)
+        self._check_apart(places, folders)
 
         def work(at: int, tally: Tally) -> FileResult | None:
             if folders[at]:
@@ -160,6 +172,7 @@ class Job:
     def _upload_folder(self, source: str, where: str, tally: Tally) -> None:
         choices = self._choices
         with closing(LocalStore(source)) as store:
+            store.shown = source
             root = None if is_contents(source) else store.stat("")._replace(path=paths.ROOT, kind=FOLDER)
             plan = Plan(lambda told: local_entries(store, choices, told), check=self._link.check)
             with store.reader("", follow=choices.links == "follow") as reader:
@@ -171,9 +184,14 @@ class Job:
                     TreeUpload(self._link, reader, where, plan, choices, tally, root=root).run()
             _tell_problems(plan, tally)
             if self._delete:
-                here = walk_for_deleting(store, choices, tally)
-                there = remote_entries(self._link.another(), where, choices._replace(filter=EVERYTHING), tally.fail)
-                self._mirror(here, there, remove_there(self._link, where), tally, root)
+                self._mirrors.append(lambda: self._mirror_there(source, where, root, tally))
+
+    def _mirror_there(self, source: str, where: str, root: Entry | None, tally: Tally) -> None:
+        choices = self._choices
+        with closing(LocalStore(source)) as store:
+            here = walk_for_deleting(store, choices, tally)
+            there = remote_entries(self._link.another(), where, choices._replace(filter=EVERYTHING), tally.fail)
+            self._mirror(here, there, remove_there(self._link, where), tally, root)
 
     def _mirror(
         self, source: Iterator[Entry], dest: Iterator[Entry], remove: Remove, tally: Tally, root: Entry | None
@@ -236,7 +254,7 @@ class Job:
             else:
                 places.append(os.path.join(dest, path.rpartition("/")[2]))
         resolve([place for place in places if place != dest], lambda place: place)
-        self._check_apart(places)
+        self._check_apart(places, [found is not None and found.kind == FOLDER for found in entries])
 
         def work(at: int, tally: Tally) -> FileResult | None:
             entry = entries[at]
@@ -283,6 +301,7 @@ class Job:
         below = "" if place == dest else where.rpartition("/")[2]
         root = entry._replace(path=paths.ROOT) if below else None
         with closing(LocalStore(dest or ".", durable=self._durable, receipts=False)) as store:
+            store.shown = dest
             if self._dry_run:
                 with store.reader(below) as reader:
                     look = lambda page: [reader.stat(entry.path) for entry in page]  # noqa: E731
@@ -297,10 +316,14 @@ class Job:
                 ).run()
             _tell_problems(plan, tally)
             if self._delete:
-                pruned = choices._replace(filter=Filter())
-                there = remote_entries(self._link.another(), where, pruned, tally.fail)
-                here = store.entries(below, recursive=True, on_error=tally.fail)
-                self._mirror(there, here, remove_here(store, below), tally, root)
+                self._mirrors.append(lambda: self._mirror_here(where, dest, below, root, tally))
+
+    def _mirror_here(self, where: str, dest: str, below: str, root: Entry | None, tally: Tally) -> None:
+        with closing(LocalStore(dest or ".", durable=self._durable, receipts=False)) as store:
+            listing = self._link.another()
+            there = remote_entries(listing, where, self._choices._replace(filter=EVERYTHING), tally.fail)
+            here = store.entries(below, recursive=True, on_error=tally.fail)
+            self._mirror(there, here, remove_here(store, below), tally, root)
 
     # Comparisons.
 

@@ -12,7 +12,7 @@ from typing import Any
 from ftransfer import paths, wire
 from ftransfer.answering import check_writable
 from ftransfer.channel import Channel
-from ftransfer.errors import DiskError, FtransferError, NotAFile, NotFound, OutOfTurn, ServerFull
+from ftransfer.errors import DiskError, FtransferError, NotAFile, NotFound, OutOfTurn, Refused, ServerFull
 from ftransfer.host import Host, Outcome
 from ftransfer.packing import ALONE, Packer
 from ftransfer.receiving import with_life
@@ -20,6 +20,8 @@ from ftransfer.sending import Sender
 from ftransfer.store.trees import Reader
 from ftransfer.unpacking import IDLE_SECONDS, WINDOW, Unpacker, receipts
 
+MOST_TREES = 8
+"""Trees that one connection may have open; each takes descriptors."""
 Log = Callable[[Any, float, int, str], None]
 
 
@@ -56,6 +58,8 @@ class ServedTrees:
 
     def _tree(self, message: wire.Tree) -> Outcome:
         check_writable(self._server)
+        if len(self._open) >= MOST_TREES:
+            raise Refused(f"{MOST_TREES} trees are open on this connection already")
         if not self._server.uploads.acquire(blocking=False):
             raise ServerFull(f"the server has {self._server.limits.uploads} uploads open, which is its limit")
         store = self._server.store
@@ -126,8 +130,10 @@ class ServedTrees:
         entry = self._open.pop(t, None)
         if entry is None:
             return False
-        entry.unpacker.tree.close()
-        self._server.uploads.release()
+        try:
+            entry.unpacker.tree.close()
+        finally:
+            self._server.uploads.release()
         self._log(entry.tree, entry.started, entry.unpacker.bytes, f"{entry.unpacker.files} files {result}")
         return True
 

@@ -12,10 +12,10 @@ from ftransfer.errors import FILE_FAULTS, DiskError, FtransferError, IntegrityEr
 from ftransfer.planning import Plan, Spool
 from ftransfer.progress import Progress
 from ftransfer.sending import Pace
-from ftransfer.store.base import FILE, FOLDER, Entry
+from ftransfer.store.base import FILE, FOLDER, LINK, Entry
 from ftransfer.store.trees import Reader
 from ftransfer.tally import Tally
-from ftransfer.weighing import HASH, SAME, SEND, SKIPPED, STAMP, Choices, is_wanted, settle, weigh
+from ftransfer.weighing import HASH, SAME, SEND, SKIPPED, STAMP, Choices, Look, is_wanted, settle, weigh
 
 PAGE_LOW = 512
 """Entries to be sent, below which more are decided on."""
@@ -51,6 +51,22 @@ class TreeTransfer(ABC):
     @abstractmethod
     def _stamp(self, entry: Entry) -> None:
         """Give a file at the destination its time and mode."""
+
+    def _count_wanted(self, look: Look | None) -> tuple[int, int]:
+        """Return how many bytes and files the destination does not have yet, judging by size and time alone.
+
+        Arguments: `look` returns what the destination has of a page, None if it has nothing.
+        """
+        if look is None:
+            return self._plan.bytes, self._plan.files
+        size = files = 0
+        for page in self._plan.pages(keep=True):
+            wanted = [entry for entry in page if entry.kind == FILE]
+            for entry, found in zip(wanted, look(wanted), strict=True):
+                if found is None or found.size != entry.size:
+                    size += entry.size
+                    files += found is None
+        return size, files
 
     def _try_again(self) -> None:
         """Take note of another connection: after one that carried nothing whole, packs are made smaller."""
@@ -102,13 +118,11 @@ class TreeTransfer(ABC):
             self._decided(entry, verdict, is_taken=found is not None)
 
     def _decided(self, entry: Entry, verdict: str, *, is_taken: bool) -> None:
-        if verdict == SEND:
+        was_sent = verdict == SAME and entry.path in self._resent  # and only the answer was lost
+        if verdict == SEND or (was_sent and entry.kind == LINK):
             self._todo.append((entry, is_taken))
-        elif verdict == STAMP:
-            self._stamp(entry)
-        elif verdict == SAME and entry.path in self._resent:  # it was sent, and only the answer was lost
-            self._resent.discard(entry.path)
-            self._tally.settle(entry.path, "sent", entry.size, sent=entry.size)
+        elif verdict == STAMP or was_sent:
+            self._stamp(entry)  # whose answer says whether it is durable
         else:
             assert verdict in (SAME, SKIPPED)
             self._tally.settle(entry.path, verdict, entry.size)

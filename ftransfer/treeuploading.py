@@ -27,6 +27,7 @@ from ftransfer.link import Link
 from ftransfer.packing import Packer
 from ftransfer.packstream import PackStream, Row
 from ftransfer.planning import Plan, check_room
+from ftransfer.rehearsing import look_there
 from ftransfer.sending import Sender
 from ftransfer.store.base import FILE, FOLDER, LINK, Entry
 from ftransfer.store.trees import Reader
@@ -36,6 +37,8 @@ from ftransfer.weighing import SAME, STAMP, Choices
 
 MOST_LARGE = 16
 """Large files that may be open, most of them waiting for a receipt."""
+MOST_AHEAD = 8192
+"""Entries to be sent that are known before the first of them goes."""
 MOST_HELD = 4
 """Large files that may wait to be told what is missing."""
 
@@ -65,6 +68,8 @@ class TreeUpload(TreeTransfer):
         self._again: deque[list[Entry]] = deque()
         self._again_large: deque[LargeUpload] = deque()
         self._large: dict[int, LargeUpload] = {}
+        self._to_stamp: deque[Entry] = deque()
+        self._is_begun = self._is_open = False
 
     def run(self) -> None:
         """Send it; the tally has what became of each file. Raises what ends the whole."""
@@ -87,8 +92,9 @@ class TreeUpload(TreeTransfer):
         channel.absorbs = True
         self._tree = self._link.next_t()
         self._are_folders_sent = False
-        self._open()
+        self._is_open = False
         try:
+            self._open()
             self._work()
             channel.send(wire.Finish(t=self._tree))
         except BaseException:
@@ -121,15 +127,28 @@ class TreeUpload(TreeTransfer):
             wait=self._wait,
             settle=self._settle,
         )
-        if self._pages is None:
-            self._plan.begin(ready.folds, self._where)
-            self._pages = self._plan.pages()
-            if not self._exists:  # else only what is new there counts, and nobody knows yet
-                check_room(self._plan, ready.free_bytes, ready.free_files, remote=True)
+        self._is_open = True
+        if not self._is_begun:
+            self._pages = self._pages or self._plan.pages()
+            self._plan.begin(ready.folds, self._where, self._ask_ahead)
+            while self._questions.pages:
+                self._questions.pump()
+                self._wait()
+            look = look_there(self._link, self._where) if self._exists else None
+            check_room(self._plan, ready.free_bytes, ready.free_files, lambda: self._count_wanted(look), remote=True)
+            self._is_begun = True
+
+    def _ask_ahead(self) -> None:
+        """Ask about a page that was counted, while others still are: no file goes before all names are known."""
+        while self._channel.readable():
+            self._wait()
+        self._questions.pump()
+        if self._exists and len(self._todo) <= MOST_AHEAD and (page := self._next_page()):
+            self._questions.ask(page)
 
     def _take_back(self) -> None:
         """Keep what was not answered, to be asked about on the next connection."""
-        rows = [row for row in self._packs.take_back() if row.kind != FOLDER]
+        rows = [row for row in self._packs.take_back() if row.kind != FOLDER] if self._is_open else []
         self._resent.update(row.entry.path for row in rows if row.kind != STAMP)
         self._again.append([row.entry for row in rows])
         self._again.extend(self._questions.take_back())
@@ -159,6 +178,7 @@ class TreeUpload(TreeTransfer):
 
     def _ask_next(self) -> bool:
         """Ask about the next page, or about files that may be equal; False if there is none, or nothing to gain."""
+        self._questions.pump()
         if len(self._todo) > PAGE_LOW:
             return False
         if self._questions.ask_hashes(self._hash_here, self._choices.algorithm, force=False):
@@ -179,7 +199,7 @@ class TreeUpload(TreeTransfer):
         return self._next_planned()
 
     def _stamp(self, entry: Entry) -> None:
-        self._packs.add_facts(STAMP, entry, self._choices.mode(entry))
+        self._to_stamp.append(entry)  # decisions send nothing: what is half decided when a connection breaks is lost
 
     def _hash_here(self, entry: Entry) -> str | None:
         return self._hash_local(self._reader, entry, self._channel.scratch, at_source=True)
@@ -188,38 +208,46 @@ class TreeUpload(TreeTransfer):
 
     def _pack_next(self) -> bool:
         """Send what was decided, until a pack has gone out; False if there is nothing, or no room in the window."""
-        if not self._todo or self._packs.is_full:
+        if not (self._todo or self._to_stamp) or self._packs.is_full:
             return False
+        while self._to_stamp:
+            entry = self._to_stamp[0]
+            self._packs.add_facts(STAMP, entry, self._choices.mode(entry))
+            self._to_stamp.popleft()
         largest = self._largest(self._sender.pace)
         renames = self._choices.if_exists == "rename"
         while self._todo:
             entry, is_taken = self._todo[0]
-            if entry.kind == FILE and (entry.size > largest or (renames and is_taken)):
-                if len(self._large) >= MOST_LARGE or self._held >= MOST_HELD:
-                    return False
-                self._todo.popleft()
-                self._start_large(entry)
-                return True
-            if not self._packs.has_room(entry):
+            is_alone = entry.kind == FILE and (entry.size > largest or (renames and is_taken))
+            if is_alone and (len(self._large) >= MOST_LARGE or self._held >= MOST_HELD):
+                return False
+            if (is_alone and self._packs.has_rows) or not (is_alone or self._packs.has_room(entry)):
                 self._packs.flush()
                 self._tell()
                 return True
             self._todo.popleft()
-            self._pack(entry)
+            if is_alone:
+                self._start_large(entry)
+                return True
+            self._pack(entry, is_taken=is_taken)
         return True
 
-    def _pack(self, entry: Entry) -> None:
+    def _pack(self, entry: Entry, *, is_taken: bool) -> None:
+        fits = True
         try:
             if entry.kind == LINK:
                 target = self._reader.target(entry.path)
                 paths.check_link(entry.path, target)
                 self._packs.add_link(entry, target)
-            elif not self._packs.add_file(entry, self._choices.mode(entry)):
-                self._start_large(entry)
+            else:
+                fits = self._packs.add_file(entry, self._choices.mode(entry))
         except FtransferError as exc:
             if exc.remote or not isinstance(exc, FILE_FAULTS):
+                self._todo.appendleft((entry, is_taken))  # the pack before it could not be sent
                 raise
             self._tally.fail(entry.path, exc, at_source=True)
+        if not fits:
+            self._start_large(entry)
 
     def _send_folders(self) -> None:
         """Give all folders their times and modes, inner ones first, after all that goes into them.
@@ -247,6 +275,9 @@ class TreeUpload(TreeTransfer):
                 self._tally.settle(path, "sent", row.size, sent=row.size, digest=digest, durable=durable)
             elif row.kind == LINK:
                 self._tally.settle(path, "sent", durable=durable)
+            elif row.kind == STAMP and path in self._resent:
+                self._resent.discard(path)
+                self._tally.settle(path, "sent", row.entry.size, sent=row.entry.size, durable=durable)
             elif row.kind == STAMP:
                 self._tally.settle(path, "stamped", row.entry.size)
             elif row.kind == FOLDER:
@@ -272,8 +303,7 @@ class TreeUpload(TreeTransfer):
         return sum(large.out.held for large in self._large.values())
 
     def _start_large(self, entry: Entry) -> None:
-        if self._packs.has_rows:
-            self._packs.flush()  # the buffer is shared
+        assert not self._packs.has_rows  # the buffer is shared
         try:
             large = LargeUpload(
                 self._reader, entry, paths.join(self._where, entry.path), self._choices, self._large_moved

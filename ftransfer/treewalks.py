@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from ftransfer import wire
 from ftransfer.asking import stream_rows
 from ftransfer.channel import Channel
-from ftransfer.errors import FtransferError
+from ftransfer.errors import BadPath, FtransferError
 from ftransfer.link import Link
+from ftransfer.store import base
 from ftransfer.store.base import Entry, OnError
 from ftransfer.store.local import LocalStore
 from ftransfer.tally import Tally
@@ -31,7 +32,9 @@ def _unless_excluded(choices: Choices, on_error: OnError) -> OnError:
     """Return what tells of problems but for those with names that the filter excludes."""
 
     def told(path: str, exc: FtransferError) -> None:
-        if choices.filter.takes_folder(path):
+        if choices.filter.takes_folder(path) and not (
+            isinstance(exc, BadPath) and not choices.filter.takes_file(path, 0, base.MAX_TIME)
+        ):
             on_error(path, exc)
 
     return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 from ftransfer import digests, paths
@@ -17,6 +18,8 @@ LED_OUT = "symbolic links that lead out of the folder left out"
 UNUSABLE = "symbolic links whose target cannot be used left out"
 SEND, SAME, SKIPPED, HASH, STAMP = "send", "same", "skipped", "hash", "stamp"
 
+Look = Callable[[list[Entry]], list[Entry | None]]
+"""Returns what the destination has of a page of entries."""
 EVERYTHING = Filter()
 """The filter that takes all."""
 

@@ -121,6 +121,17 @@ def same_trees(one: Path, other: Path, *, own: bool = True) -> None:
     same_facts(facts(one, own=own), facts(other, own=own))
 
 
+def contents(root: Path) -> dict[str, bytes]:
+    """Return the bytes of all files below a folder that may not be there, the store's own left out."""
+    return {name: fact.content for name, fact in facts(root).items() if fact.content is not None}
+
+
+def nothing_is_half(now: dict[str, bytes], *allowed: dict[str, bytes]) -> None:
+    """Fail the test unless each file is one of the allowed versions of it."""
+    for name, content in now.items():
+        assert content in [version.get(name) for version in allowed], f"{name}: {len(content)} bytes"
+
+
 def python_library(to: Path, packages: Iterable[str] | None = None) -> Path:
     """Copy the Python library, or some packages of it, with all that it knows of its files; return the copy."""
     source = Path(os.__file__).parent

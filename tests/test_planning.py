@@ -273,13 +273,13 @@ def test_paths_that_are_too_long_only_there_are_refused(base: str) -> None:
 def test_what_cannot_fit_is_refused(free_bytes: int | None, free_files: int | None, fits: bool, remote: bool) -> None:
     """By bytes and by files, on the side where the room is; nobody knows of a tree that is not counted."""
     with closing(plan_of([file("a", 10), file("b", 20), file("c", 0)])) as plan:
-        check_room(plan, 0, 0, remote=remote)
+        check_room(plan, 0, 0, lambda: (plan.bytes, plan.files), remote=remote)
         plan.begin()
         if fits:
-            check_room(plan, free_bytes, free_files, remote=remote)
+            check_room(plan, free_bytes, free_files, lambda: (plan.bytes, plan.files), remote=remote)
             return
         with pytest.raises(DiskError, match="are needed and") as caught:
-            check_room(plan, free_bytes, free_files, remote=remote)
+            check_room(plan, free_bytes, free_files, lambda: (plan.bytes, plan.files), remote=remote)
         assert type(caught.value) is (RemoteDiskError if remote else DiskError)
         assert caught.value.hint
 

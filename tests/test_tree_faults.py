@@ -1,10 +1,9 @@
-"""Folders whose transfer is killed, cut, damaged, or has no room: it goes on where it stopped, and nothing is half."""
+"""Folders whose transfer is cut, damaged, forbidden or has no room: it goes on where it stopped, nothing is half."""
 
 from __future__ import annotations
 
 import errno
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -12,22 +11,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 from command import COMMAND, run, serving
-from faults import PATIENCE, Mother, Plan, Process, Proxy, fast_folder, noise, reserved
+from faults import PATIENCE, Plan, Proxy, fast_folder, noise, reserved, staged
 from forests import (
     DIRECTIONS,
     KIB,
     MIB,
     Seeds,
-    TreeMother,
     Way,
     bound_by_rights,
-    facts,
+    contents,
     grove,
     mounted,
+    nothing_is_half,
     plant,
     results,
     same_trees,
@@ -37,145 +35,6 @@ from forests import (
 
 import ftransfer
 from ftransfer import errors
-
-KILLED = ("client", "server")
-
-
-# Killed.
-
-
-@pytest.fixture(scope="module")
-def mother() -> Iterator[TreeMother]:
-    """The process that forks those that are killed."""
-    with TreeMother() as made:
-        yield made
-
-
-class Scene:
-    """A tree at one end of a server on a Unix socket, which can be started again at the same address."""
-
-    def __init__(self, base: Path, mother: Mother, direction: str):
-        socket = base / "s"
-        self.way = Way(base, direction, f"ft+unix://{quote(str(socket), safe='')}/")
-        self._mother = mother
-        self._listen = f"unix:{socket}"
-        self.server = self.start_server()
-
-    def start_server(self) -> Process:
-        """Start a server, which has to be the only one."""
-        server = self._mother.start("server", root=str(self.way.root), listen=self._listen)
-        server.wait_for("ready")
-        return server
-
-    def start_client(self, rate: float | None = None) -> Process:
-        """Start the transfer."""
-        way = self.way
-        source, dest = (str(way.source), "") if way.is_up else ("tree", str(way.local))
-        return self._mother.start("move", direction=way.direction, url=way.url, source=source, dest=dest, rate=rate)
-
-    def change(self, count: int) -> None:
-        """Make most files of the source other ones, of other sizes."""
-        for number in range(120):
-            place = self.way.source / f"d{number % 7}/{number % 3}/f{number}"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if count == 0 or number % 5:
-                place.write_bytes(noise(100 + 997 * (number % 40) + count, 1000 * count + number))
-        (self.way.source / "d0/large").write_bytes(noise(5 * MIB + count, count))
-        weather(self.way.source, seed=count)
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    """Return the bytes of all files below a folder that may not be there, the store's own left out."""
-    return {name: fact.content for name, fact in facts(root).items() if fact.content is not None}
-
-
-def nothing_is_half(now: dict[str, bytes], *allowed: dict[str, bytes]) -> None:
-    """Fail the test unless each file is one of the allowed versions of it."""
-    for name, content in now.items():
-        assert content in [version.get(name) for version in allowed], f"{name}: {len(content)} bytes"
-
-
-def kill_and_go_on(base: Path, mother: Mother, direction: str, killed: str, rounds: int) -> int:
-    """Kill an end again and again at random moments, go on each time, compare; return how often a file was resumed."""
-    moment = random.Random(f"{direction} {killed}")
-    scene = Scene(base, mother, direction)
-    way = scene.way
-    old: dict[str, bytes] = {}
-    resumed = 0
-    for count in range(rounds):
-        scene.change(count)
-        new = contents(way.source)
-        client = scene.start_client(rate=40 * MIB)
-        wait_for_a_moment(client, moment)
-        if killed == "client":
-            client.kill()
-        else:
-            scene.server.kill()
-            nothing_is_half(contents(way.dest), old, new)
-            scene.server = scene.start_server()
-            assert client.finish().startswith("result")
-        nothing_is_half(contents(way.dest), old, new)
-        last = scene.start_client().finish()
-        assert last.startswith("result"), last
-        resumed += int(last.split()[3]) > 0
-        same_trees(way.source, way.dest)
-        way.leaves_nothing()
-        old = new
-    scene.server.kill()
-    return resumed
-
-
-def wait_for_a_moment(client: Process, moment: random.Random) -> None:
-    """Wait until the transfer, or a phase of it, is so far, and some microseconds more; it may have ended then."""
-    word = moment.choice(["any", "any", "any", "any", "syncing", "start"])
-    seen = moment.randrange(8 * MIB) if word == "any" else 1 << 60
-    while not client.at_end and word != "start":
-        for line in client.lines(PATIENCE):
-            words = line.split()
-            if words[0] in (word, "result", "error") or int(words[2]) >= seen:
-                word = "start"
-    client.lines(moment.choice([0, 0, 0.0002, 0.001, 0.004]))
-
-
-@pytest.mark.parametrize("killed", KILLED)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_killed_end_costs_nothing_but_time(mother: Mother, direction: str, killed: str) -> None:
-    """Every name shows an old file or a new one; the next run ends with the same tree and leaves nothing behind."""
-    with fast_folder() as base:
-        kill_and_go_on(base, mother, direction, killed, 4)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("killed", KILLED)
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_hundred_kills(mother: Mother, direction: str, killed: str) -> None:
-    """The same, 25 times for each end and direction; half-sent large files are gone on with."""
-    with fast_folder() as base:
-        resumed = kill_and_go_on(base, mother, direction, killed, 25)
-    if killed == "client":
-        assert resumed >= 3
-
-
-def test_an_end_that_is_killed_again_and_again(mother: Mother) -> None:
-    """One tree, and no run that may end: what is there only grows, and the last run ends it."""
-    with fast_folder() as base:
-        scene = Scene(base, mother, "up")
-        scene.change(0)
-        there = 0
-        for _ in range(6):
-            client = scene.start_client(rate=20 * MIB)
-            while not client.at_end and not any(int(line.split()[1]) > there + 10 for line in client.lines(PATIENCE)):
-                pass
-            client.kill()
-            now = len(contents(scene.way.dest)) if scene.way.dest.exists() else 0
-            assert now >= there
-            there = now
-        assert scene.start_client().finish().startswith("result")
-        same_trees(scene.way.source, scene.way.dest)
-        scene.way.leaves_nothing()
-        scene.server.kill()
-
 
 # Cut.
 
@@ -432,6 +291,46 @@ def test_a_disk_without_room_for_journals(small: Way) -> None:
     small.leaves_nothing()
 
 
+LIMITED = """
+import resource, signal, sys
+import ftransfer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+if sys.argv[1] == "up":
+    with ftransfer.Server(sys.argv[2]) as server:
+        print(server.urls[0], flush=True)
+        sys.stdin.read()
+else:
+    try:
+        with ftransfer.connect(sys.argv[3], retry_for=0) as remote:
+            remote.download("tree", sys.argv[2])
+    except ftransfer.FtransferError as exc:
+        print(exc.code, exc.exit_status, flush=True)
+"""
+
+
+@pytest.mark.parametrize("size", [2 * MIB, 6 * MIB])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_process_that_may_not_write_more(tmp_path: Path, direction: str, size: int) -> None:
+    """A limit of 1 MiB for a file is told like a full disk, for packed and for large files; nothing staged is left."""
+    way = Way(tmp_path, direction, "")
+    plant(way.source, {"a": 1000, "b": size})
+    plant(way.dest, {"b": b"old"})
+    with ftransfer.Server(way.root) as server:
+        words = [sys.executable, "-c", LIMITED, direction, str(way.root if way.is_up else way.local), server.urls[0]]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = process.stdout.readline().strip()
+            if way.is_up:
+                with pytest.raises(errors.RemoteDiskError, match="larger than"):
+                    way.go(url=said)
+            else:
+                assert said == "disk 8"
+            process.communicate(timeout=PATIENCE)
+    assert (way.dest / "b").read_bytes() == b"old"
+    assert staged(way.root) == staged(way.local) == []
+
+
 # Mounted, forbidden, promised.
 
 
@@ -581,3 +480,14 @@ def test_memory_does_not_grow_with_the_tree() -> None:
     for few, many in zip(peaks[2_000], peaks[50_000], strict=True):
         assert many < few + 24, peaks
     assert reserved(base) == []
+
+
+@pytest.mark.parametrize("kib", [700, 811, 922, 1033, 1144])
+def test_a_line_that_breaks_at_odd_places(way: Way, kib: int) -> None:
+    """Whatever was between two packs, or half decided, when it broke: nothing is forgotten."""
+    small = {f"a/f{n:03}": 20 * KIB for n in range(150)}
+    plant(way.source, {**small, "b/large": 3 * MIB, "c/larger": 5 * MIB, "d/m": 4 * MIB, "e/x": 300 * KIB})
+    plan = Plan(cut_up=kib * KIB) if way.is_up else Plan(cut_down=kib * KIB)
+    with Proxy(way.url, *[plan] * 200) as proxy:
+        assert way.go(url=proxy.url).count("sent") == 154
+    same_trees(way.source, way.dest)

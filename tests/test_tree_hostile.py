@@ -14,6 +14,7 @@ from forests import BAD_NAMES, PROTOCOL, plant, row
 from support import PATIENCE, Header, Peer, block_hash, frame, serves_well, snapshot, staged, wait_until
 
 import ftransfer
+from ftransfer.treeserving import MOST_TREES
 
 OLD = b"the old content"
 
@@ -277,12 +278,14 @@ def test_a_client_that_opens_trees_until_the_limit(home: Path) -> None:
 
 
 def test_a_client_that_opens_more_than_a_connection_bears(server: ftransfer.Server, home: Path, peer: Peer) -> None:
-    """It is out of turn."""
+    """Each tree takes descriptors: one connection has a few, and the next is refused."""
     with unharmed(server, home):
-        for t in range(1, 33):
+        for t in range(1, MOST_TREES + 1):
             open_tree(peer, t)
-        peer.send({"type": "tree", "t": 33, "path": ""})
-        ends(peer, "out-of-turn")
+        peer.send({"type": "tree", "t": MOST_TREES + 1, "path": ""})
+        peer.expect("error", t=MOST_TREES + 1, code="refused")
+        peer.send({"type": "finish", "t": 1})
+        open_tree(peer, MOST_TREES + 2)
 
 
 def test_a_client_that_sends_packs_and_never_reads(home: Path) -> None:

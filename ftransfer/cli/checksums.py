@@ -17,7 +17,7 @@ from ftransfer.client import Remote
 from ftransfer.digests import DEFAULT, Digest, Listed, format_line, guess_algorithm, parse_lines
 from ftransfer.errors import FtransferError, NotAFile, PartialFailure, TimedOut, UsageError, from_os
 from ftransfer.sources import checksum_file
-from ftransfer.store.base import FILE, FOLDER
+from ftransfer.store.base import FILE, FOLDER, OnError
 
 DIFFERENT = 1
 Outcome = Digest | FtransferError
@@ -58,9 +58,16 @@ def _print(options: argparse.Namespace, output: Output) -> int:
 def _hashed(options: argparse.Namespace, output: Output, algorithm: str) -> Iterator[tuple[str, Outcome]]:
     """Yield each file's name with its digest, or with what was wrong with it."""
     hash_here = _local_hash(options, output)
+    bad: list[tuple[str, Outcome]] = []
+
+    def on_error(name: str, exc: FtransferError) -> None:
+        bad.append((name, exc))
+
     for word in options.names:
         if not net.is_url(word):
-            yield from hash_here(_local_files(word, recursive=options.recursive), algorithm)
+            yield from hash_here(_local_files(word, on_error, recursive=options.recursive), algorithm)
+            yield from bad
+            bad.clear()
             continue
         address = require_url(word, "")
         with remote_for(options, address) as remote:
@@ -68,9 +75,12 @@ def _hashed(options: argparse.Namespace, output: Output, algorithm: str) -> Iter
                 yield from _hash_there_one(remote, address.path, algorithm, output)
                 continue
             with remote_for(options, address) as listing:  # a connection for the list, which is read bit by bit
-                names = (entry.path for entry in listing.list(address.path, recursive=True) if entry.kind == FILE)
+                entries = listing.list(address.path, recursive=True, on_error=on_error)
+                names = (entry.path for entry in entries if entry.kind == FILE)
                 for name, outcome in remote.checksums(names, address.path, algorithm=algorithm):
                     yield paths.join(address.path, name), outcome
+                yield from bad
+                bad.clear()
 
 
 def _hash_there_one(remote: Remote, path: str, algorithm: str, output: Output) -> Iterator[tuple[str, Outcome]]:
@@ -82,13 +92,17 @@ def _hash_there_one(remote: Remote, path: str, algorithm: str, output: Output) -
         yield path, exc
 
 
-def _local_files(path: str, *, recursive: bool) -> Iterator[str]:
+def _local_files(path: str, on_error: OnError, *, recursive: bool) -> Iterator[str]:
     if path == "-" or not os.path.isdir(path):
         yield path
         return
     if not recursive:
         raise NotAFile("it is a folder", path=path, hint="-r goes into folders")
-    for folder, folders, files in os.walk(path):
+
+    def unread(exc: OSError) -> None:
+        on_error(str(exc.filename), from_os(exc, str(exc.filename)))
+
+    for folder, folders, files in os.walk(path, onerror=unread):
         folders[:] = sorted(name for name in folders if not paths.is_reserved(name))
         for name in sorted(files):
             whole = os.path.join(folder, name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 
 from ftransfer import net
-from ftransfer.cli.output import Output
+from ftransfer.cli.output import Output, error_lines, tell
 from ftransfer.cli.remotes import remote_for, require_path, require_url
 from ftransfer.cli.units import show_size
-from ftransfer.errors import UsageError
+from ftransfer.errors import FtransferError, PartialFailure, UsageError
 from ftransfer.paths import printable
 from ftransfer.store.base import FOLDER, Entry
 
@@ -22,7 +23,17 @@ def list_entries(options: argparse.Namespace, output: Output) -> int:
     address = require_url(options.url, "what to list")
     with remote_for(options, address) as remote:
         found = remote.stat(address.path)
-        entries = remote.list(address.path, recursive=options.recursive) if found.kind == FOLDER else iter([found])
+        failed: list[str] = []
+
+        def on_error(path: str, exc: FtransferError) -> None:
+            failed.append(path)
+            exc.path = path
+            for line in error_lines(exc):
+                tell(line)
+
+        entries: Iterator[Entry] = iter([found])
+        if found.kind == FOLDER:
+            entries = remote.list(address.path, recursive=options.recursive, on_error=on_error)
         for entry in entries:
             if output.as_json:
                 output.event("entry", **_fields(entry))
@@ -30,7 +41,7 @@ def list_entries(options: argparse.Namespace, output: Output) -> int:
                 sys.stdout.buffer.write(entry.path.encode() + b"\0")
             else:
                 print(_long(entry) if options.long else _short(entry))
-    return 0
+    return PartialFailure.exit_status if failed else 0
 
 
 def stat_entry(options: argparse.Namespace, output: Output) -> int:

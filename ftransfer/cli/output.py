@@ -24,10 +24,8 @@ _WHY = {
     "same": "already there",
     "skipped": "not sent, the name is taken",
     "stamped": "already there, with another time or mode",
-    "deleted": "deleted",
     "would send": "would be sent",
     "would replace": "would be replaced",
-    "would delete": "would be deleted",
 }
 
 
@@ -221,7 +219,7 @@ def _file_line(file: FileResult) -> str:
     if file.result != "sent":
         return f"{file.result:<8} {name}: {_WHY.get(file.result, '')}"
     resumed = f", resumed at {show_size(file.resumed_from)}" if file.resumed_from else ""
-    return f"{file.result:<8} {name}  {show_size(file.bytes)}{resumed}  {file.digest or 'a link'}"
+    return f"{file.result:<8} {name}  {show_size(file.bytes)}{resumed}  {file.digest or ''}".rstrip()
 
 
 def summary_line(result: TransferResult) -> str:
@@ -235,7 +233,7 @@ def summary_line(result: TransferResult) -> str:
         moved = result.sent_bytes
         resumed = sum(file.resumed_from for file in files) + totals.resumed
         rate = f" ({show_rate(moved, result.seconds)})" if moved else ""
-        size = result.bytes - same if totals == Totals() else moved + resumed
+        size = result.bytes - same - totals.bytes_same
         parts.append(f"{_files(sent)}, {show_size(size)} in {show_duration(result.seconds)}{rate}")
         if resumed:
             parts[-1] += f", resumed at {show_size(resumed)}" if sent == 1 else f", {show_size(resumed)} resumed"
@@ -243,6 +241,10 @@ def summary_line(result: TransferResult) -> str:
     for kind, why in _WHY.items():
         if count := result.count(kind):
             parts.append(f"{_files(count)} {why}")
+    if doomed := result.count("would delete"):
+        parts.append(f"{doomed:,} would be deleted")
+    if deleted := result.count("deleted"):
+        parts.append(f"{deleted:,} deleted")
     vanished = result.count("vanished")
     if vanished:
         parts.append(f"{vanished:,} vanished meanwhile (listed above)")

@@ -239,7 +239,8 @@ def fingerprint(size: int, mtime_ns: int) -> str:
 
 def has_hidden_bytes(fd: int) -> bool:
     """Tell whether a file says that it is empty and is not, as those that the kernel makes up in /proc."""
-    return os.fstat(fd).st_size == 0 and bool(os.pread(fd, 1, 0))
+    # Looked at again: a file that is being written may just have got its first byte.
+    return os.fstat(fd).st_size == 0 and bool(os.pread(fd, 1, 0)) and os.fstat(fd).st_size == 0
 
 
 class Staging(ABC):

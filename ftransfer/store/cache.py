@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ftransfer.store.folders import FOLDER_FLAGS
 
 MOST_OPEN = 64
-"""Folders that stay open; each is a descriptor. On the way into a deep one there may be as many more as it is deep."""
+"""Folders that stay open; each is a descriptor."""
 
 
 class FolderCache:
@@ -38,21 +38,24 @@ class FolderCache:
 
         Arguments: `create`, other than the cache's own.
         """
-        if not folder:
-            return self._root
-        fd = self._open.get(folder)
-        if fd is not None:
+        fd = self._open.get(folder, -1) if folder else self._root
+        if fd >= 0:
             return fd
-        for old in list(self._open)[: len(self._open) - MOST_OPEN]:  # those that were opened first
-            os.close(self._open.pop(old))
-            self.made.discard(old)
-        return self._enter(folder, create=self._create if create is None else create)
+        above, names = folder, []
+        while above and above not in self._open:
+            above, _, name = above.rpartition("/")
+            names.append(name)
+        fd = self._open[above] if above else self._root
+        for name in reversed(names):
+            above = f"{above}/{name}" if above else name
+            fd = self._enter(fd, above, name, create=self._create if create is None else create)
+            if len(self._open) > MOST_OPEN:  # the one that was opened first goes
+                first = next(iter(self._open))
+                os.close(self._open.pop(first))
+                self.made.discard(first)
+        return fd
 
-    def _enter(self, folder: str, *, create: bool) -> int:
-        above, _, name = folder.rpartition("/")
-        parent = self._root if not above else self._open.get(above)
-        if parent is None:
-            parent = self._enter(above, create=create)
+    def _enter(self, parent: int, path: str, name: str, *, create: bool) -> int:
         try:
             fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
         except FileNotFoundError:
@@ -60,11 +63,11 @@ class FolderCache:
                 raise
             try:
                 os.mkdir(name, 0o777, dir_fd=parent)
-                self.made.add(folder)
+                self.made.add(path)
             except FileExistsError:
                 pass  # somebody else made it in the meantime, or it is a link, which the next line refuses
             fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
-        self._open[folder] = fd
+        self._open[path] = fd
         if self._entered is not None:
             self._entered(fd)
         return fd

@@ -32,6 +32,10 @@ from ftransfer.store.walking import remove_tree, walk
 
 KEEP_PARTIALS = 14 * 86400
 """Seconds that staged data outlives its last block."""
+MOST_STALE = 1000
+"""Journals that are looked at in one go."""
+PROBE_SECONDS = 60
+"""Seconds after which the file of a probe belongs to nobody."""
 KEEP_RECEIPTS = 86400
 """Seconds that the record of a committed transfer is kept."""
 
@@ -46,6 +50,8 @@ class LocalStore(base.Store):
 
     def __init__(self, root: str | os.PathLike[str], *, durable: bool = True, receipts: bool = True):
         self.root = os.fspath(root)
+        self.shown = "the served folder"
+        """What the root is called in errors."""
         self.capabilities = base.Capabilities(resumes=True, durable=durable, keeps_modes=True, keeps_holes=True)
         self.receipts = receipts
         with translated(self.root):
@@ -63,7 +69,7 @@ class LocalStore(base.Store):
             self.fd = -1
 
     def stat(self, path: str) -> base.Entry:
-        with translated(path or "the served folder"):
+        with translated(path or self.shown):
             if not path:
                 found = os.fstat(self.fd)
             else:
@@ -81,11 +87,12 @@ class LocalStore(base.Store):
         on_error: base.OnError = base.pass_over,
         enters: base.Enters = base.always,
     ) -> Iterator[base.Entry]:
-        with translated(path or "the served folder"), folder(self.fd, path.split("/") if path else []) as fd:
+        with translated(path or self.shown), folder(self.fd, path.split("/") if path else []) as fd:
             for name, found in walk(fd, recursive=recursive, follow=follow, on_error=on_error, enters=enters):
                 yield base.entry(name, found)
 
     def tree(self, path: str, if_exists: str = "replace") -> Tree:
+        self.drop_stale()
         return LocalTree(self, path, if_exists)
 
     def reader(self, path: str, *, follow: bool = False) -> Reader:
@@ -242,8 +249,28 @@ class LocalStore(base.Store):
                 self._folds = self.state.probe_folding()
         return self._folds
 
+    def drop_stale(self) -> None:
+        """Drop journals whose staged file has gone: an end was killed just after it had given that its name."""
+        for name in self.state.names(JOURNAL)[:MOST_STALE]:
+            data = self.state.read(name)
+            decoded = journal.decode_head(data) if data else None
+            if decoded is None:
+                continue
+            parts, _ = split(decoded[0].path)
+            try:
+                with folder(self.fd, parts) as fd:
+                    os.stat(decoded[0].staged, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                self.drop(name)
+            except OSError:
+                pass  # whoever wants to know what is there will hear
+
     def sweep(self) -> int:
         sweep_trees(self)
+        self.drop_stale()
+        for name in (*self.state.names(".probe"),):
+            if time.time_ns() - self.state.mtime_ns(name) > PROBE_SECONDS * 10**9:
+                self.state.remove(name)
         now = time.time_ns()
         dropped = 0
         for name in self.state.names(JOURNAL):

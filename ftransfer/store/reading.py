@@ -41,7 +41,7 @@ class LocalReader(Reader):
         self._store = store
         self._base = path
         self._follow = follow
-        with translated(path or "the served folder"):
+        with translated(path or store.shown):
             fd = open_folder(store.fd, path.split("/") if path else [])
             try:
                 self._folders = FolderCache(fd)

@@ -207,7 +207,7 @@ class StateFolder:
     def probe_clock(self) -> int:
         """Return the resolution of this file system's times, in nanoseconds, by setting one and looking at it."""
         asked = 1_234_567_891_999_999_999  # an odd second, and all digits of its fraction at their highest
-        name = f"clock-{os.urandom(8).hex()}"
+        name = f"clock-{os.urandom(8).hex()}.probe"
         try:
             fd = self._open_journal(name, True)
             assert fd is not None
@@ -227,7 +227,7 @@ class StateFolder:
         folds = []
         token = os.urandom(8).hex()
         for what, made, asked in (("case", "A", "a"), ("form", "\u00e9", "e\u0301")):
-            name = f"fold-{token}-{made}"
+            name = f"fold-{token}-{made}.probe"
             try:
                 fd = self._open_journal(name, True)
                 assert fd is not None
@@ -235,7 +235,7 @@ class StateFolder:
             except (OSError, FtransferError):
                 continue  # nothing can be made here
             try:
-                if self._stat(f"fold-{token}-{asked}") is not None:
+                if self._stat(f"fold-{token}-{asked}.probe") is not None:
                     folds.append(what)
             finally:
                 self.remove(name)

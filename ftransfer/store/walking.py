@@ -65,7 +65,7 @@ def walk(
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 if linked := follow and stat.S_ISLNK(found.st_mode):
                     found = _look(top, path)
-            except (FileNotFoundError, FtransferError) as exc:
+            except (OSError, FtransferError) as exc:
                 _tell(path, exc, on_error)
                 continue
             yield path, found
@@ -82,6 +82,8 @@ def _tell(path: str, exc: OSError | FtransferError, on_error: OnError) -> None:
     """Tell of a name that cannot be used, or a link that cannot be followed; not of what was removed meanwhile."""
     if isinstance(exc, NotFound):
         exc = NotAFile("a symbolic link that leads nowhere", path=path, hint="--links skip leaves it out")
+    elif not isinstance(exc, (FtransferError, FileNotFoundError)):
+        exc = from_os(exc, path)
     if isinstance(exc, FtransferError) and not paths.is_reserved(path.rpartition("/")[2]):
         on_error(path, exc)
 

@@ -161,7 +161,7 @@ _decode_json = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant
 _decode_json_with_care = json.JSONDecoder(
     object_pairs_hook=_no_duplicates, parse_int=_bounded_int, parse_constant=_no_constant
 ).decode
-_long_number = re.compile(r"[0-9]{21}").search
+_long_number = re.compile(r"(?<![0-9])[0-9]{21}").search
 _encode_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from ftransfer import paths
 from ftransfer.errors import BadPath, FrameError
@@ -189,6 +189,13 @@ class Message:
             self.__dict__[name] = value if value or default != () else default  # an empty list is the default
         if bad_path is not None:
             raise RefusedName(self.__dict__["t"], bad_path, kind=self.type) from bad_path
+
+    @classmethod
+    def of_ours(cls, **values: Any) -> Self:
+        """Return a message of many rows that this end has made of what it has checked already: not checked again."""
+        made = cls.__new__(cls)
+        made.__dict__.update({name: default for name, (_, default) in cls.fields.items()} | values)
+        return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{self.type} messages are immutable")
