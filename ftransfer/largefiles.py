@@ -196,6 +196,7 @@ class LargeDownload:
             resumed=self._incoming.inherited,
             digest=Digest(self._choices.algorithm, self._done.hex),
             durable=self._done.durable,
+            name=os.path.join(tally.target, os.path.dirname(self.entry.path), os.path.basename(self._done.path)),
         )
 
     def close(self) -> None:

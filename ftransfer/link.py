@@ -87,15 +87,22 @@ class Link:
         self._until = time.monotonic() + patience.max_time if patience.max_time is not None else None
         self._channel: Channel | None = None
         self._former: str | None = None
+        self._is_stopped = False
 
     def another(self) -> Link:
-        """Return a link of its own to the same server, with the same patience and end."""
+        """Return a link of its own to the same server, with the same patience and end; `stop` ends it alone."""
         made = Link(self.address, self.patience, cancel=self.cancel)
         made._until = self._until
         return made
 
+    def stop(self) -> None:
+        """End whatever runs on it, in another thread, with Cancelled."""
+        self._is_stopped = True
+
     def check(self) -> None:
         """Raise Cancelled or TimedOut if this client has to stop."""
+        if self._is_stopped:
+            raise Cancelled("stopped, because nobody waits for it any more")
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled("stopped on request")
         if self._until is not None and time.monotonic() >= self._until:

@@ -89,7 +89,13 @@ class Plan:
     has to stop the counting.
     """
 
-    def __init__(self, entries: Callable[[OnError], Iterator[Entry]], *, check: Callable[[], None]):
+    def __init__(
+        self,
+        entries: Callable[[OnError], Iterator[Entry]],
+        *,
+        check: Callable[[], None],
+        stop: Callable[[], None] | None = None,
+    ):
         self.files = self.bytes = 0
         """What was counted so far."""
         self.is_complete = False
@@ -102,6 +108,7 @@ class Plan:
         self._twins: _Twins | None = None
         self._base = ""
         self._check = check
+        self._stop = stop
         self._spool = Spool()
         self._more = threading.Condition()
         self._failure: BaseException | None = None
@@ -202,6 +209,8 @@ class Plan:
     def close(self) -> None:
         """Stop counting."""
         self._is_closed = True
+        if self._stop is not None:
+            self._stop()
         if self._thread is not None:
             self._thread.join()
         close = getattr(self._entries, "close", None)

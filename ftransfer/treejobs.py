@@ -290,7 +290,9 @@ class Job:
     def _download_folder(self, where: str, entry: Entry, dest: str, place: str, tally: Tally) -> None:
         choices = self._choices
         listing = self._link.another()
-        plan = Plan(lambda told: remote_entries(listing, where, choices, told), check=self._link.check)
+        plan = Plan(
+            lambda told: remote_entries(listing, where, choices, told), check=self._link.check, stop=listing.stop
+        )
         if self._dry_run and not os.path.isdir(place or "."):
             targets = lambda links: link_targets(self._link, where, links)  # noqa: E731
             rehearse(plan, lambda page: [None] * len(page), lambda _: False, choices, tally, 1, targets=targets)

@@ -130,13 +130,32 @@ class Unpacker:
                 failed[row] = IntegrityError("it arrived damaged", path=path)
                 continue
             try:
-                self.tree.add(path, data, mtime_ns, mode)
+                self._add(path, data, mtime_ns, mode)
             except FtransferError as exc:
                 failed[row] = _unless_full(exc)
             else:
                 self._added.append((failed, row))
         self.files += len(pack.files)
         self.bytes += at
+
+    def _add(self, path: str, data: memoryview, mtime_ns: int, mode: int) -> None:
+        """Stage a file; on a full disk publish first what is staged, which may make room."""
+        try:
+            self.tree.add(path, data, mtime_ns, mode)
+        except DiskError:
+            if not self._added:
+                raise
+            self._publish()
+            self.tree.add(path, data, mtime_ns, mode)
+
+    def _publish(self, folders: Sequence[tuple[str, int, int]] = ()) -> Failed:
+        """Commit what was added, note which files failed, and return which folders did."""
+        added, self._added = self._added, []
+        bad_files, bad_folders = self.tree.commit(folders)
+        for at, exc in bad_files.items():
+            failed, row = added[at]
+            failed[row] = exc
+        return bad_folders
 
     def _hash(self, data: memoryview) -> str:
         hasher = digests.new(self._algorithm)
@@ -146,14 +165,11 @@ class Unpacker:
     def commit(self) -> list[Failed]:
         """Publish the group; return what failed of each of its packs, in order. May take long."""
         # Folders last: each file that gets its name changes the folder's time.
-        bad_files, bad_folders = self.tree.commit([folder for _, _, folder in self._folders])
-        for at, exc in bad_files.items():
-            failed, row = self._added[at]
-            failed[row] = exc
+        bad_folders = self._publish([folder for _, _, folder in self._folders])
         for at, exc in bad_folders.items():
             failed, row, _ = self._folders[at]
             failed[row] = exc
-        taken, self._taken, self._added, self._folders = self._taken, [], [], []
+        taken, self._taken, self._folders = self._taken, [], []
         return taken
 
 

@@ -106,7 +106,7 @@ def _local_files(path: str, on_error: OnError, *, recursive: bool) -> Iterator[s
         folders[:] = sorted(name for name in folders if not paths.is_reserved(name))
         for name in sorted(files):
             whole = os.path.join(folder, name)
-            if not paths.is_reserved(name) and os.path.isfile(whole):
+            if not paths.is_reserved(name) and os.path.isfile(whole) and not os.path.islink(whole):
                 yield whole
 
 

@@ -135,6 +135,8 @@ class Output:
     def _file(self, file: FileResult) -> None:
         self.event("file", **_file_fields(file))
         if self._dry_run and file.error is None:
+            if file.result in ("same", "skipped") and not self.verbose:
+                return
             self.verdict(f"{file.result}: {printable(file.path)}")
         elif file.error is None:
             self.note(_file_line(file))
@@ -217,7 +219,8 @@ def _file_fields(file: FileResult) -> dict[str, Any]:
 def _file_line(file: FileResult) -> str:
     name = printable(file.path)
     if file.result != "sent":
-        return f"{file.result:<8} {name}: {_WHY.get(file.result, '')}"
+        why = _WHY.get(file.result)
+        return f"{file.result:<8} {name}" + (f": {why}" if why else "")
     resumed = f", resumed at {show_size(file.resumed_from)}" if file.resumed_from else ""
     return f"{file.result:<8} {name}  {show_size(file.bytes)}{resumed}  {file.digest or ''}".rstrip()
 

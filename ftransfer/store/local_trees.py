@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ftransfer import paths
-from ftransfer.errors import AlreadyExists, Busy, FtransferError, NotAFile, from_os
+from ftransfer.errors import AlreadyExists, Busy, FtransferError, NotAFile, Refused, from_os
 from ftransfer.store import sync
 from ftransfer.store.cache import FolderCache
 from ftransfer.store.folders import link_new, open_folder, translated, unlink_if_there
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 JOURNAL = ".tree"
 GROUP_BYTES = 256 << 20
 """Bytes after which a group is full."""
+NEAR = 250
+"""Characters from which a path below another one may be too long, or too deep."""
 GROUP_FILES = 16_384
 """Files after which a group is full."""
 _STAGED_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -99,6 +101,8 @@ class LocalTree(Tree):
         self._announced.add(above)
 
     def add(self, path: str, data: memoryview, mtime_ns: int, mode: int) -> None:
+        if len(path) + len(self._base) > NEAR:
+            paths.check(paths.join(self._base, path))  # both together may be too long, or too deep
         above, _, name = path.rpartition("/")
         staged = f"{self._prefix}{self._count:x}"
         self._count += 1
@@ -268,6 +272,8 @@ class LocalTree(Tree):
             return False
 
     def folder(self, path: str, mtime_ns: int, mode: int) -> None:
+        if not path and not self._base:
+            raise Refused("the served folder keeps its own time and mode")
         with translated(path or self._base):
             fd = self._cache.get(path)
             self._is_changed = True
