@@ -500,3 +500,30 @@ def test_a_pipe_gets_no_bar(ends: Ends) -> None:
     assert done.status == 0
     assert "\r" not in done.err + done.out
     assert len(done.err.splitlines()) == 2
+
+
+def test_what_would_undo_itself_is_refused(ends: Ends) -> None:
+    """Nothing is moved, and nothing deleted."""
+    plant(ends.source / "tree", {"a": b"new"})
+    plant(ends.dest / "to", {"a": b"old", "b": b"x"})
+    before = snapshot(ends.dest)
+    done = ends.move("--delete", "--if-exists", "rename", to="to")
+    assert (done.status, "choose one of the two" in done.err) == (2, True)
+    assert snapshot(ends.dest) == before
+
+
+def test_a_link_is_not_renamed(ends: Ends) -> None:
+    """It fails, by itself, and the run ends."""
+    plant(ends.source / "tree", {"l": Link("bb"), "f": b"newer"})
+    plant(ends.dest / "to", {"l": Link("a"), "f": b"old"})
+    done = ends.move("--if-exists", "rename", to="to")
+    assert done.status == 6
+    assert (ends.dest / "to/l").readlink() == Path("a")
+    assert {(ends.dest / "to" / name).read_bytes() for name in ("f", "f (1)")} == {b"old", b"newer"}
+
+
+def test_delete_needs_a_folder(ends: Ends) -> None:
+    """For files alone it means nothing."""
+    plant(ends.source, {"f": b"x"})
+    done = ends.move("--delete", to="to/", sources=("f",))
+    assert (done.status, "needs a folder" in done.err) == (2, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -106,8 +107,13 @@ def _local_files(path: str, on_error: OnError, *, recursive: bool) -> Iterator[s
         folders[:] = sorted(name for name in folders if not paths.is_reserved(name))
         for name in sorted(files):
             whole = os.path.join(folder, name)
-            if not paths.is_reserved(name) and os.path.isfile(whole) and not os.path.islink(whole):
-                yield whole
+            try:
+                if not paths.is_reserved(name) and stat.S_ISREG(os.lstat(whole).st_mode):
+                    yield whole
+            except FileNotFoundError:
+                pass  # removed since it was listed
+            except OSError as exc:
+                unread(exc)
 
 
 def _local_hash(options: argparse.Namespace, output: Output) -> HashAll:

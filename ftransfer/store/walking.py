@@ -108,6 +108,8 @@ def _enter(levels: list[_Level], path: str, fd: int, linked_below: int, on_error
     try:
         if linked_below < 0:
             inner = os.open(path.rpartition("/")[2], FOLDER_FLAGS, dir_fd=fd)
+            if not os.access("..", os.F_OK, dir_fd=inner):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))  # it can be read, but not gone through
         else:
             real = resolve(linked_below, path)
             inner = open_folder(linked_below, real.split("/") if real else [])
