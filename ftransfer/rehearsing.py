@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ftransfer import paths, wire
-from ftransfer.asking import answers, goes
+from ftransfer.asking import answers
 from ftransfer.channel import Channel
 from ftransfer.errors import BadPath, FtransferError, ProtocolError
 from ftransfer.link import Link
 from ftransfer.planning import Plan
+from ftransfer.questions import goes
 from ftransfer.store.base import LINK, Entry
 from ftransfer.store.trees import Reader
 from ftransfer.tally import Tally

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 
 from ftransfer import paths, wire
-from ftransfer.asking import Questions
 from ftransfer.channel import Channel
 from ftransfer.digests import Digest
 from ftransfer.errors import BadPath, DiskError, FtransferError, OutOfTurn, ProtocolError, Refused, from_code
@@ -18,6 +17,7 @@ from ftransfer.link import Link
 from ftransfer.packing import ALONE, HEADER, TARGET, row_size
 from ftransfer.packstream import Row
 from ftransfer.planning import Plan, check_room
+from ftransfer.questions import Questions
 from ftransfer.receiving import with_life
 from ftransfer.sending import Pace
 from ftransfer.store.base import FILE, LINK, Entry

@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Iterator
 
 from ftransfer import packing, wire
-from ftransfer.asking import Hashing, Questions
 from ftransfer.errors import FILE_FAULTS, DiskError, FtransferError, IntegrityError, from_code
 from ftransfer.planning import Plan, Spool
 from ftransfer.progress import Progress
+from ftransfer.questions import Hashing, Questions
 from ftransfer.sending import Pace
 from ftransfer.store.base import FILE, FOLDER, LINK, Entry
 from ftransfer.store.trees import Reader

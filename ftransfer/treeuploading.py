@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 
 from ftransfer import packing, paths, wire
-from ftransfer.asking import Questions
 from ftransfer.channel import Channel
 from ftransfer.digests import Digest
 from ftransfer.errors import (
@@ -27,6 +26,7 @@ from ftransfer.link import Link
 from ftransfer.packing import Packer
 from ftransfer.packstream import PackStream, Row
 from ftransfer.planning import Plan, check_room
+from ftransfer.questions import Questions
 from ftransfer.rehearsing import look_there
 from ftransfer.sending import Sender
 from ftransfer.store.base import FILE, FOLDER, LINK, Entry

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ftransfer import bulkhashing, paths, wire
 from ftransfer.answering import Answers
-from ftransfer.asking import goes
 from ftransfer.errors import FtransferError, NotAFile, NotFound, Refused
+from ftransfer.questions import goes
 from ftransfer.store.base import FILE, Entry, OnError, Source
 from ftransfer.store.memory import MemoryStore
 from ftransfer.store.trees import PlainReader, Reader

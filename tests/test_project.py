@@ -43,7 +43,7 @@ ROWS = [
     ["sending", "receiving", "sources", "results", "packing", "unpacking", "planning", "merging"],
     ["net", "tally"],
     ["host", "weighing"],
-    ["link", "asking", "answering", "packstream", "largefiles"],
+    ["link", "asking", "questions", "answering", "packstream", "largefiles"],
     [
         *("uploading", "downloading", "several", "comparing"),
         *("bulkhashing", "rehearsing", "treetransfer", "treeserving", "treewalks"),
