@@ -189,14 +189,15 @@ class Remote:
         several = isinstance(source, (list, tuple))
         sources: list[str] = [source] if isinstance(source, str) else list(source)
 
-        def folders() -> TransferResult:
-            job = self._job(compare, if_exists, resume, algorithm, on_progress, on_file, trees, durable=durable)
-            return job.download(sources, os.fspath(dest))  # type: ignore[arg-type]
+        folder = os.fspath(dest) if isinstance(dest, (str, os.PathLike)) else None
 
-        is_path = isinstance(dest, (str, os.PathLike))
+        def folders(into: str) -> TransferResult:
+            job = self._job(compare, if_exists, resume, algorithm, on_progress, on_file, trees, durable=durable)
+            return job.download(sources, into)
+
         for_job = trees.get("dry_run") or trees.get("modes") or trees.get("delete")
-        if is_path and (for_job or self._has_folder(sources)):
-            return folders()
+        if folder is not None and (for_job or self._has_folder(sources)):
+            return folders(folder)
         observer = on_progress or ignore
         started = time.monotonic()
         remote = resolve(sources, lambda name: paths.check(self._path(name)))
@@ -214,8 +215,8 @@ class Remote:
             try:
                 files.append(outcome(run, path, download.name, several))
             except NotAFile:
-                if is_path and singly.stat(self._link, path).kind == FOLDER:
-                    return folders()
+                if folder is not None and singly.stat(self._link, path).kind == FOLDER:
+                    return folders(folder)
                 raise
             if on_file is not None:
                 on_file(files[-1])

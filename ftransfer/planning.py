@@ -11,7 +11,7 @@ import marshal
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from ftransfer import paths
@@ -71,11 +71,6 @@ class Spool:
         page: list[Any] = marshal.loads(os.pread(self._file.fileno(), length, offset))  # noqa: S302 - our own file
         return page
 
-    def forget(self, number: int) -> None:
-        """Let go of a page in memory that is not read again."""
-        if number < len(self._pages):
-            self._pages[number] = []
-
     def close(self) -> None:
         """Let go of all."""
         if self._file is not None:
@@ -103,15 +98,17 @@ class Plan:
         self.problems: list[tuple[str, FtransferError]] = []
         """Names that cannot be used, and folders that cannot be read."""
         self.more_problems = 0
+        self.on_wait: Callable[[], None] = check
+        """Called every now and then while the work waits for the walk."""
         self._bad: list[BadPath] = []
-        self._entries = entries(self.problem)
+        self._failure: BaseException | None = None
+        self._entries = self._watched(entries(self.problem))
         self._twins: _Twins | None = None
         self._base = ""
         self._check = check
         self._stop = stop
         self._spool = Spool()
         self._more = threading.Condition()
-        self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -152,6 +149,8 @@ class Plan:
             raise _refusal(self._bad)
 
     def _read_page(self) -> None:
+        if self._failure is not None:
+            raise self._failure
         page: list[Entry] = []
         files = size = 0
         base = self._base
@@ -179,6 +178,15 @@ class Plan:
             self.is_complete = len(page) < PAGE
             self._more.notify_all()
 
+    def _watched(self, entries: Iterator[Entry]) -> Generator[Entry, None, None]:
+        """Go through a walk; one that broke has broken for good, and what came of it is never taken for the whole."""
+        try:
+            yield from entries
+        except FtransferError as exc:
+            exc.retryable = False  # whoever lists has tried again already
+            self._failure = exc
+            raise
+
     def _run(self) -> None:
         try:
             while not self.is_complete and not self._is_closed:
@@ -188,8 +196,8 @@ class Plan:
                 self._failure = exc
                 self._more.notify_all()
 
-    def pages(self, *, keep: bool = False) -> Iterator[list[Entry]]:
-        """Yield the pages, each as soon as it was counted; only if they are kept can they be gone through again."""
+    def pages(self) -> Iterator[list[Entry]]:
+        """Yield the pages, each as soon as it was counted."""
         number = 0
         while True:
             with self._more:
@@ -200,10 +208,9 @@ class Plan:
                         return
                     self._more.wait(0.5)
                     self._check()
+                    self.on_wait()
                 page = self._spool.page(number)
             yield [row if isinstance(row, Entry) else Entry(*row) for row in page]
-            if not keep:
-                self._spool.forget(number)
             number += 1
 
     def close(self) -> None:
@@ -213,9 +220,7 @@ class Plan:
             self._stop()
         if self._thread is not None:
             self._thread.join()
-        close = getattr(self._entries, "close", None)
-        if close is not None:
-            close()
+        self._entries.close()
         self._spool.close()
 
 

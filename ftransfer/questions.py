@@ -129,13 +129,14 @@ class Questions:
         return hashing
 
     @staticmethod
-    def hash_source(source: Source, algorithm: str, buffer: memoryview) -> str:
-        """Return the hash of a file at this end."""
+    def hash_source(source: Source, algorithm: str, buffer: memoryview, alive: Callable[[], None]) -> str:
+        """Return the hash of a file at this end; `alive` is called for each piece, and may raise what stops it."""
         hasher = digests.new(algorithm)
         done = 0
         while count := source.read_into(done, buffer):
             hasher.update(buffer[:count])
             done += count
+            alive()
         source.check()
         return hasher.hexdigest()
 

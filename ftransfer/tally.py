@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -31,8 +30,8 @@ class Row(Protocol):
 class Tally:
     """Counts outcomes, and tells an observer where the whole stands.
 
-    Arguments: `name` of the whole, for people; `on_file` is told of each file; `local` and `remote`, what stands before
-    the paths of the source and of the target.
+    Arguments: `name` of the whole, for people; `on_file` is told of each file; `source` and `target`, what stands
+    before the paths at both ends.
     """
 
     def __init__(self, name: str, *, on_file: OnFile | None, observer: Observer, source: str, target: str):
@@ -48,7 +47,6 @@ class Tally:
         self.phase = "sending"
         self._on_file = on_file
         self.observer = observer
-        self._started = time.monotonic()
 
     def settle(
         self,

@@ -11,7 +11,7 @@ from collections import deque
 from ftransfer import paths, wire
 from ftransfer.channel import Channel
 from ftransfer.digests import Digest
-from ftransfer.errors import BadPath, DiskError, FtransferError, OutOfTurn, ProtocolError, Refused, from_code
+from ftransfer.errors import BadPath, DiskError, FtransferError, ProtocolError, Refused, from_code
 from ftransfer.largefiles import LargeDownload
 from ftransfer.link import Link
 from ftransfer.packing import ALONE, HEADER, TARGET, row_size
@@ -243,14 +243,8 @@ class TreeDownload(TreeTransfer):
             self._on_fetch(t, message)
         elif t in self._large:
             self._on_large(t, message)
-        elif isinstance(message, wire.Digests):
-            hashing = self._questions.hashed(message)
-            if hashing is not None:
-                self._hashed(hashing, is_source_there=True)
-        elif isinstance(message, wire.Error):
-            raise from_code(message.code, message.message, hint=message.hint)
-        elif not isinstance(message, wire.Working):
-            raise OutOfTurn(f"{message.type} for number {t}")
+        else:
+            self._on_answer(message)
 
     def _on_fetch(self, t: int, message: wire.Message) -> None:
         if isinstance(message, wire.Pack):

@@ -105,7 +105,11 @@ class Job:
             tallies[0].note("nothing was deleted, because something failed", 0)
         else:
             for work_at_end in self._mirrors:
-                work_at_end()
+                try:
+                    work_at_end()
+                except FtransferError as exc:
+                    exc.results = so_far()
+                    raise
         return finish(so_far())
 
     def _sum(self, target: str, files: list[FileResult], tallies: list[Tally]) -> TransferResult:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 
 from ftransfer import packing, wire
-from ftransfer.errors import FILE_FAULTS, DiskError, FtransferError, IntegrityError, from_code
+from ftransfer.errors import FILE_FAULTS, DiskError, FtransferError, IntegrityError, OutOfTurn, from_code
 from ftransfer.planning import Plan, Spool
 from ftransfer.progress import Progress
 from ftransfer.questions import Hashing, Questions
+from ftransfer.receiving import SIGN_OF_LIFE
 from ftransfer.sending import Pace
 from ftransfer.store.base import FILE, FOLDER, LINK, Entry
 from ftransfer.store.trees import Reader
@@ -46,7 +48,19 @@ class TreeTransfer(ABC):
         self._tries = 0
         self._moved = self._moved_before = 0
         self._most = wire.MAX_PACK
+        self._last_sign = time.monotonic()
+        plan.on_wait = self._alive
         self._is_plain = choices.compare == "quick" and choices.modes is None
+
+    @abstractmethod
+    def _show_life(self) -> None:
+        """Tell the other end that this one is busy, not dead."""
+
+    def _alive(self) -> None:
+        """Show life, if it is time to."""
+        if time.monotonic() - self._last_sign >= SIGN_OF_LIFE:
+            self._last_sign = time.monotonic()
+            self._show_life()
 
     @abstractmethod
     def _stamp(self, entry: Entry) -> None:
@@ -60,7 +74,7 @@ class TreeTransfer(ABC):
         if look is None:
             return self._plan.bytes, self._plan.files
         size = files = 0
-        for page in self._plan.pages(keep=True):
+        for page in self._plan.pages():
             wanted = [entry for entry in page if entry.kind == FILE]
             for entry, found in zip(wanted, look(wanted), strict=True):
                 if found is None or found.size != entry.size:
@@ -131,19 +145,33 @@ class TreeTransfer(ABC):
         """Return the hash of a file at this end, None if that failed, which is then told."""
         try:
             with reader.open(entry.path) as source:
-                return self._questions.hash_source(source, self._choices.algorithm, buffer)
+                return self._questions.hash_source(source, self._choices.algorithm, buffer, self._alive)
         except FtransferError as exc:
             if not isinstance(exc, FILE_FAULTS):
                 raise
             self._tally.fail(entry.path, exc, at_source=at_source)
             return None
 
-    def _hashed(self, hashing: Hashing, *, is_source_there: bool) -> None:
+    def _on_answer(self, message: wire.Message) -> None:
+        """Take a message that is about no file: an answer to a question, most likely."""
+        if isinstance(message, wire.Found):
+            for entry, found in self._questions.found(message):
+                self._weigh(entry, found)
+        elif isinstance(message, wire.Digests):
+            hashing = self._questions.hashed(message)
+            if hashing is not None:
+                self._hashed(hashing)
+        elif isinstance(message, wire.Error):
+            raise from_code(message.code, message.message, hint=message.hint)
+        elif not isinstance(message, wire.Working):
+            raise OutOfTurn(f"{message.type} for no file")
+
+    def _hashed(self, hashing: Hashing) -> None:
         """Decide on files that were hashed at both ends."""
         for (entry, found), here, there in zip(hashing.rows, hashing.here, hashing.there, strict=True):
             if here is None:
                 continue
-            if isinstance(there[0], str) and is_source_there:
+            if isinstance(there[0], str) and self._source is None:  # what cannot be read is there
                 self._tally.fail(entry.path, from_code(there[0], str(there[1]), hint=None), at_source=True)
                 continue
             try:

@@ -16,7 +16,6 @@ from ftransfer.errors import (
     FILE_FAULTS,
     DiskError,
     FtransferError,
-    OutOfTurn,
     ProtocolError,
     Refused,
     from_code,
@@ -167,7 +166,7 @@ class TreeUpload(TreeTransfer):
                 self._wait()
             if self._push_large() or self._pack_next() or self._ask_next():
                 continue
-            if not (self._are_folders_sent or self._questions.is_open or self._held):
+            if not (self._are_folders_sent or self._has_more):
                 self._send_folders()
             elif self._packs.has_rows:
                 self._packs.flush()
@@ -175,6 +174,12 @@ class TreeUpload(TreeTransfer):
                 self._wait()
             else:
                 return
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether something is still to be decided, or to be sent, that only waits for room."""
+        waiting = self._todo or self._to_stamp or self._again_large
+        return bool(waiting or self._questions.is_open or self._held)
 
     def _ask_next(self) -> bool:
         """Ask about the next page, or about files that may be equal; False if there is none, or nothing to gain."""
@@ -203,6 +208,9 @@ class TreeUpload(TreeTransfer):
 
     def _hash_here(self, entry: Entry) -> str | None:
         return self._hash_local(self._reader, entry, self._channel.scratch, at_source=True)
+
+    def _show_life(self) -> None:
+        self._channel.send(wire.Working(t=self._tree, phase="hashing", done=0))
 
     # Packs.
 
@@ -255,6 +263,7 @@ class TreeUpload(TreeTransfer):
         What has to be sent again after that changes the times once more, and then this is done again, too.
         """
         self._are_folders_sent = True
+        self._tally.folders = 0
         for entry in self._folders_inside_out():
             self._packs.add_facts(FOLDER, entry, self._choices.mode(entry))
         if self._packs.has_rows or self._packs.is_outstanding:
@@ -327,6 +336,7 @@ class TreeUpload(TreeTransfer):
             return False
         if self._packs.has_rows:
             self._packs.flush()
+        self._are_folders_sent = False  # also if a part of it is sent again: it changes its folder once more
         try:
             receipt = self._sender.push(large.out)
         except FtransferError as exc:
@@ -366,17 +376,8 @@ class TreeUpload(TreeTransfer):
             else:
                 if receipt is not None:
                     self._received(large, receipt)
-        elif isinstance(message, wire.Found):
-            for entry, found in self._questions.found(message):
-                self._weigh(entry, found)
-        elif isinstance(message, wire.Digests):
-            hashing = self._questions.hashed(message)
-            if hashing is not None:
-                self._hashed(hashing, is_source_there=False)
-        elif isinstance(message, wire.Error):
-            raise from_code(message.code, message.message, hint=message.hint)
-        elif not isinstance(message, wire.Working):
-            raise OutOfTurn(f"{message.type} for number {t}")
+        else:
+            self._on_answer(message)
 
     def _on_tree(self, message: wire.Message) -> None:
         if isinstance(message, wire.Receipts):

@@ -182,6 +182,8 @@ def test_a_pack_has_at_most_so_many_rows() -> None:
 class Heap(Tree):
     """A tree in a dictionary, whose files, links and so on fail as their names say."""
 
+    is_full = False
+
     exists = False
 
     def __init__(self) -> None:

@@ -17,6 +17,7 @@ from ftransfer.errors import (
     AlreadyExists,
     BadPath,
     Cancelled,
+    ConnectionLost,
     DiskError,
     FtransferError,
     NotAFile,
@@ -55,9 +56,6 @@ def test_a_spool_gives_back_what_it_was_given(pages: list[list[tuple[Any, ...]]]
         assert len(spool) == len(pages)
         for number in (*range(len(pages)), *reversed(range(len(pages)))):
             assert spool.page(number) == pages[number]
-        for number in range(len(pages)):
-            spool.forget(number)
-            assert spool.page(number) == ([] if number < kept else pages[number])
 
 
 def test_a_spool_keeps_entries_as_rows() -> None:
@@ -282,6 +280,29 @@ def test_what_cannot_fit_is_refused(free_bytes: int | None, free_files: int | No
             check_room(plan, free_bytes, free_files, lambda: (plan.bytes, plan.files), remote=remote)
         assert type(caught.value) is (RemoteDiskError if remote else DiskError)
         assert caught.value.hint
+
+
+def test_a_walk_that_broke_is_never_taken_for_a_whole_one() -> None:
+    """However often it is asked: what came before the end is not the tree."""
+
+    def breaking() -> Iterator[Entry]:
+        yield from (file(f"{n:04}") for n in range(PAGE + 3))
+        raise ConnectionLost
+
+    with closing(plan_of(breaking())) as plan:
+        for _ in range(3):
+            with pytest.raises(ConnectionLost) as caught:
+                plan.begin()
+            assert not caught.value.retryable
+        assert not plan.is_complete
+
+
+def test_a_plan_can_be_gone_through_again() -> None:
+    """What was read of it ahead of the work is still there to be counted."""
+    with closing(plan_of([file(f"{n:04}", 1) for n in range(3 * PAGE)])) as plan:
+        plan.begin()
+        for _ in range(2):
+            assert sum(len(page) for page in plan.pages()) == 3 * PAGE
 
 
 # Two walks.

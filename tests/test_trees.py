@@ -8,6 +8,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from forests import (
 import ftransfer
 from ftransfer import errors
 from ftransfer.results import FileResult
+from ftransfer.store.local import LocalStore
 
 SOME_PACKAGES = ("asyncio", "email", "importlib", "json", "unittest", "xml", "encodings", "os.py", "typing.py")
 
@@ -590,3 +592,31 @@ def test_files_that_are_written_to_meanwhile(way: Way) -> None:
     shutil.rmtree(way.dest)
     way.go()
     same_trees(way.source, way.dest)
+
+
+def test_folders_have_their_times_when_the_window_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are set after all that goes into them, however often the sender had to wait for room."""
+    monkeypatch.setattr("ftransfer.packstream.MOST_ROWS", 20)
+    source, served = tmp_path / "tree", tmp_path / "served"
+    served.mkdir()
+    plant(source, {f"d{n // 20:02}/f{n:03}": 200 * KIB for n in range(200)})
+    for folder in (*source.iterdir(), source):
+        os.utime(folder, ns=(10**18, 10**18))
+    with ftransfer.Server(served) as server, ftransfer.connect(server.urls[0]) as remote:
+        assert remote.upload(str(source)).count("sent") == 200
+    made = [*(served / "tree").iterdir(), served / "tree"]
+    assert [folder.name for folder in made if folder.stat().st_mtime_ns != 10**18] == []
+
+
+def test_a_folder_that_is_moved_while_it_is_listed(tmp_path: Path) -> None:
+    """What is beside it is listed all the same."""
+    plant(tmp_path, {"a/b/c/x": b"x", "a/b/y": b"x", "a/z": b"x", "q": b"x"})
+    told: list[str] = []
+    with closing(LocalStore(tmp_path)) as store:
+        listed = []
+        for entry in store.entries("", recursive=True, on_error=lambda path, _: told.append(path)):
+            listed.append(entry.path)
+            if entry.path == "a/b/c/x":
+                (tmp_path / "a/b").rename(tmp_path / "moved")
+    assert {"a/z", "q"} <= {*listed}
+    assert told == []

@@ -268,7 +268,7 @@ class LocalStore(base.Store):
     def sweep(self) -> int:
         sweep_trees(self)
         self.drop_stale()
-        for name in (*self.state.names(".probe"),):
+        for name in self.state.names(".probe"):
             if time.time_ns() - self.state.mtime_ns(name) > PROBE_SECONDS * 10**9:
                 self.state.remove(name)
         now = time.time_ns()

@@ -33,7 +33,6 @@ NEAR = 250
 GROUP_FILES = 16_384
 """Files after which a group is full."""
 _STAGED_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Staged = tuple[str, str, str, int]
 """Folder, staged name, final name, mtime_ns."""
@@ -141,7 +140,7 @@ class LocalTree(Tree):
             self._devices[device] = os.dup(fd)
 
     @property
-    def is_full(self) -> bool:  # type: ignore[override]
+    def is_full(self) -> bool:
         return self._bytes >= GROUP_BYTES or len(self._staged) >= GROUP_FILES
 
     def commit(self, folders: Sequence[Facts] = ()) -> tuple[Failed, Failed]:
@@ -175,14 +174,12 @@ class LocalTree(Tree):
         return failed, bad
 
     def _rename(self, staged: list[Staged], failed: Failed) -> None:
-        cache = self._cache if staged else None
         replace = self._if_exists == "replace"
         for at, one in enumerate(staged):
             above, temporary, name, _ = one
-            assert cache is not None
             try:
-                folder = cache.get(above)
-                if replace and (above in cache.made or self._is_replaceable(folder, name)):
+                folder = self._cache.get(above)
+                if replace and (above in self._cache.made or self._is_replaceable(folder, name)):
                     os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
                 else:
                     self._publish(folder, one)

@@ -41,8 +41,11 @@ class Tree(ABC):
 
     exists: bool
     """Whether the folder holds anything."""
-    is_full: bool = False
-    """Whether a group is so large that it should be committed."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a group is so large that it should be committed."""
+        return False
 
     @abstractmethod
     def room(self) -> Room:

@@ -54,9 +54,7 @@ def walk(
             level = levels[-1]
             name = next(level.names, None)
             if name is None:
-                levels.pop()
-                if levels:
-                    fd = _back(fd, level.kept, levels[-1].identity)
+                fd = _leave(levels, top, fd, on_error)
                 continue
             path = level.prefix + name
             try:
@@ -127,6 +125,29 @@ def _enter(levels: list[_Level], path: str, fd: int, linked_below: int, on_error
     if linked_below < 0:
         os.close(fd)
     return inner
+
+
+def _leave(levels: list[_Level], top: int, fd: int, on_error: OnError) -> int:
+    """Go up from the folder that the walk is in, past those that somebody moved meanwhile; return where it is then."""
+    left = levels.pop()
+    while levels:
+        above = levels[-1]
+        try:
+            return _back(fd, left.kept, above.identity)
+        except OSError:
+            pass  # the way back is no more; perhaps it is still there by its name
+        path = above.prefix.rstrip("/")
+        try:
+            again = open_folder(top, path.split("/") if path else [])
+            if _identity(again) == above.identity:
+                os.close(fd)
+                return again
+            os.close(again)
+        except OSError:
+            pass
+        on_error(path, NotFound("it was moved or removed while it was read", path=path))
+        left = levels.pop()
+    return fd
 
 
 def _back(fd: int, kept: int, expected: Identity) -> int:
