@@ -132,6 +132,26 @@ class Refused(FtransferError, PermissionError):
     exit_status = 5
 
 
+class LoginNeeded(Refused):
+    """The server wants to know who asks, or does not know this token."""
+
+    code = "login"
+    default_hint = "log in with `ftransfer login URL`, or set FTRANSFER_TOKEN"
+
+
+class IdentityUnknown(FtransferError, PermissionError):
+    """Nobody has vouched for the certificate of this server."""
+
+    code = "identity"
+    exit_status = 12
+
+
+class IdentityChanged(IdentityUnknown):
+    """The server shows another certificate than before."""
+
+    code = "identity-changed"
+
+
 class PartialFailure(FtransferError):
     """Some files failed, others are done; `results` says which."""
 
@@ -177,11 +197,25 @@ class RemoteDiskError(DiskError):
     exit_status = 9
 
 
+class OverQuota(DiskError):
+    """The account's share of the server's disk is used up."""
+
+    code = "quota"
+    exit_status = 9
+    default_hint = "remove something, or ask who runs the server for more"
+
+
 class ProtocolError(FtransferError):
     """The other side does not speak the protocol."""
 
     code = "protocol"
     exit_status = 10
+
+
+class TlsMismatch(ProtocolError):
+    """One end speaks TLS and the other does not."""
+
+    code = "tls"
 
 
 class FrameError(ProtocolError):

@@ -22,6 +22,7 @@ heads = st.builds(
     size=st.none() | st.integers(0, (1 << 63) - 1),
     fingerprint=st.none() | names,
     salt=st.integers(0, (1 << 63) - 1),
+    owner=st.just("") | names,
 )
 grain_lists = st.lists(
     st.builds(Grain, st.integers(0, 60), st.integers(1, 20), hashes), max_size=12
@@ -163,6 +164,8 @@ def test_missing_is_what_no_grain_covers(grains: list[Grain], size: int | None) 
         {"size": "1"},
         {"fingerprint": 1},
         {"salt": -1},
+        {"owner": None},
+        {"owner": ["ann"]},
         {"of a newer version": 1},
     ],
     ids=str,
@@ -177,3 +180,12 @@ def test_a_head_names_nothing_but_a_staged_file_beside_its_target(fields: dict[s
 def _head(fields: dict[str, object]) -> bytes:
     text = json.dumps(fields).encode()
     return struct.pack("!8sIQ", journal.MAGIC, len(text), xxhash.xxh3_64_intdigest(text)) + text
+
+
+def test_a_head_from_before_there_were_owners_is_nobodys() -> None:
+    """And a head of nobody is written as it was then, so that the version before this one reads it."""
+    old = {"path": "a/b", "staged": ".ftransfer-" + "0" * 16, "size": 1, "fingerprint": "f", "salt": 1}
+    decoded = journal.decode_head(_head(old))
+    assert decoded is not None
+    assert decoded[0].owner == ""
+    assert journal.encode_head(decoded[0]) == _head(old)

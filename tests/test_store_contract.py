@@ -13,16 +13,44 @@ from support import block_hash
 
 from ftransfer.errors import AlreadyExists, Busy, DiskError, FtransferError, NotAFile, NotFound
 from ftransfer.receiving import Gaps
+from ftransfer.rights import ALL, Account, Allowance
 from ftransfer.store import base
 from ftransfer.store.base import Description, Grain, Staging, Store
+from ftransfer.store.guarded import GuardedStore
 from ftransfer.store.local import LocalStore
+from ftransfer.store.many import ManyStore
 from ftransfer.store.memory import MemoryStore
 
 Maker = Callable[[Path], Store]
+
+
+def below(store: Store) -> Store:
+    """Return a store of a folder of another one, which is closed."""
+    with closing(store):
+        return store.below("in/here", create=True)
+
+
+def guarded(store: Store) -> Store:
+    """Return a store as somebody may use it who may do everything, and is counted."""
+    used = [0]
+
+    def add(count: int) -> None:
+        used[0] += count
+        assert used[0] >= 0
+
+    account = Account("ann", ALL, quota=1 << 63)
+    return GuardedStore(store, account, Allowance(account.quota, lambda: used[0], add), most_staged_bytes=1 << 63)
+
+
 MAKERS: dict[str, Maker] = {
     "memory": lambda _: MemoryStore(),
+    "memory, below": lambda _: below(MemoryStore()),
     "local": lambda folder: LocalStore(folder, durable=False),
     "local, durable": LocalStore,
+    "local, below": lambda folder: below(LocalStore(folder)),
+    "guarded memory": lambda _: guarded(MemoryStore()),
+    "guarded local": lambda folder: guarded(LocalStore(folder, durable=False)),
+    "one of many": lambda folder: below(ManyStore({"in": LocalStore(folder, durable=False), "other": MemoryStore()})),
 }
 T1, T2 = "1" * 32, "2" * 32
 

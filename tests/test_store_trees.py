@@ -124,16 +124,21 @@ def test_a_tree_of_nothing_makes_nothing(store: Store) -> None:
 
 def test_what_exists_is_told(store: Store) -> None:
     """A folder that is not there, or is empty, holds nothing; any file or folder in it is something."""
-    assert not store.tree("").exists
-    assert not store.tree("a/b").exists
+
+    def exists(path: str) -> bool:
+        with closing(store.tree(path)) as tree:
+            return tree.exists
+
+    assert not exists("")
+    assert not exists("a/b")
     store.mkdir("a")
-    assert not store.tree("a").exists
+    assert not exists("a")
     store.mkdir("a/b")
-    assert store.tree("a").exists
-    assert not store.tree("a/b").exists
+    assert exists("a")
+    assert not exists("a/b")
     save(store, "a/b/c", b"x")
-    assert store.tree("a/b").exists
-    assert store.tree("").exists
+    assert exists("a/b")
+    assert exists("")
 
 
 def test_a_tree_in_a_file_is_refused(store: Store) -> None:

@@ -1,28 +1,37 @@
 """The interface between the loops that move bytes and what keeps them.
 
-Two implementations pass one suite of tests (tests/test_store_contract.py): `local` and `memory`. An object store fits
-too: a grain is a part of a multipart upload, which is why a grain is begun, written in order, then accepted or
-rejected. Only the store knows the disk; its callers give it checked wire paths and get `FtransferError` for
-everything that fails.
+Two implementations, `local` and `memory`, and what wraps them, `guarded` and `many`, pass one suite of tests
+(tests/test_store_contract.py). An object store fits too: a grain is a part of a multipart upload, which is why a grain
+is begun, written in order, then accepted or rejected. Only the store knows the disk; its callers give it checked wire
+paths and get `FtransferError` for everything that fails.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
-from ftransfer.errors import FtransferError, SourceChanged, from_os
+from ftransfer.errors import FtransferError
+from ftransfer.store.opened import (
+    MAX_TIME,
+    BytesSource,
+    FileSource,
+    Source,
+    fingerprint,
+    has_hidden_bytes,
+    portable_time,
+)
 
 if TYPE_CHECKING:
     from ftransfer.store.trees import Reader, Tree
 
+# What lives in `opened` is taken from here, with the rest of the interface.
+__all__ = ["MAX_TIME", "BytesSource", "FileSource", "Source", "fingerprint", "has_hidden_bytes", "portable_time"]
+
 FILE, FOLDER, LINK, OTHER = "file", "folder", "link", "other"
-MAX_TIME = (1 << 63) - 1
-"""Nanoseconds before or after 1970."""
 
 
 class Entry(NamedTuple):
@@ -43,6 +52,7 @@ class Partial(NamedTuple):
     held: int
     mtime_ns: int
     fingerprint: str | None
+    owner: str = ""
 
 
 class Grain(NamedTuple):
@@ -67,7 +77,10 @@ class Capabilities(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What is going to be stored: the file as the sender announced it, and what to do if the name is taken."""
+    """What is going to be stored: the file as the sender announced it, and what to do if the name is taken.
+
+    `owner` is whose transfer it is: nobody takes up, or drops by a commit, what another owner has staged.
+    """
 
     path: str
     size: int | None
@@ -76,6 +89,7 @@ class Description(NamedTuple):
     mode: int | None = None
     transfer: str | None = None
     if_exists: str = "replace"
+    owner: str = ""
 
 
 class Committed(NamedTuple):
@@ -85,116 +99,6 @@ class Committed(NamedTuple):
     size: int
     hex: str
     durable: bool
-
-
-class Source(ABC):
-    """An open file to read from, at any offset."""
-
-    size: int | None
-    mtime_ns: int | None
-    mode: int | None
-    fingerprint: str | None
-    most_unconfirmed: int | None = None
-    """Bytes that may be sent and unanswered, for a source that has to keep them; None for any number."""
-
-    @abstractmethod
-    def read_into(self, offset: int, view: memoryview) -> int:
-        """Fill the view from that offset; return how many bytes there were, less only at the end."""
-
-    def extent(self, offset: int, limit: int) -> tuple[bool, int]:  # noqa: ARG002 - most sources have no holes
-        """Return (is data, length) of the run at `offset`: data, or zeros that need not be sent; at most `limit`."""
-        return True, limit
-
-    def ready(self, offset: int, seconds: float) -> bool:  # noqa: ARG002 - most sources are
-        """Wait for bytes to be there to read at this offset, or the end; tell whether they are."""
-        return True
-
-    def release(self, offset: int, length: int) -> None:  # noqa: B027 - most sources keep nothing
-        """Take note that these bytes are stored and will not be asked for again."""
-
-    def check(self) -> None:  # noqa: B027 - most sources cannot change
-        """Raise SourceChanged if the file is not what it was when it was opened."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class BytesSource(Source):
-    """Bytes in memory, which do not change."""
-
-    def __init__(
-        self, data: memoryview, *, fingerprint: str | None, mtime_ns: int | None = None, mode: int | None = None
-    ):
-        self._data = data
-        self.size: int = len(data)
-        self.fingerprint = fingerprint
-        self.mtime_ns = mtime_ns
-        self.mode = mode
-
-    def read_into(self, offset: int, view: memoryview) -> int:
-        piece = self._data[offset : offset + len(view)]
-        view[: len(piece)] = piece
-        return len(piece)
-
-    def close(self) -> None:
-        self._data.release()
-
-
-class FileSource(Source):
-    """A regular file behind a descriptor, which it owns; `path` is its name in errors."""
-
-    def __init__(self, fd: int, path: str):
-        self._fd = fd
-        self._path = path
-        found = os.fstat(fd)
-        self.size: int = found.st_size
-        self._exact_mtime_ns = found.st_mtime_ns
-        self.mtime_ns: int = portable_time(found.st_mtime_ns)
-        self.mode: int = found.st_mode & 0o777
-        self.fingerprint: str = fingerprint(self.size, self._exact_mtime_ns)
-        self._sparse = found.st_blocks * 512 < found.st_size
-
-    def read_into(self, offset: int, view: memoryview) -> int:
-        got = 0
-        try:
-            while got < len(view) and (count := os.preadv(self._fd, [view[got:]], offset + got)):
-                got += count
-        except OSError as exc:
-            raise from_os(exc, self._path) from exc
-        return got
-
-    def extent(self, offset: int, limit: int) -> tuple[bool, int]:
-        if not self._sparse:
-            return True, limit
-        try:
-            data = os.lseek(self._fd, offset, os.SEEK_DATA)
-        except OSError as exc:
-            # ENXIO: nothing but a hole up to the end. Anything else: this file system cannot tell, so all is data.
-            return exc.errno != errno.ENXIO, limit
-        if data > offset:
-            return False, min(limit, data - offset)
-        return True, min(limit, os.lseek(self._fd, offset, os.SEEK_HOLE) - offset)
-
-    def check(self) -> None:
-        found = os.fstat(self._fd)
-        if found.st_size != self.size:
-            raise SourceChanged(
-                f"its size changed from {self.size} to {found.st_size} bytes while it was read", path=self._path
-            )
-        if found.st_mtime_ns != self._exact_mtime_ns:
-            raise SourceChanged("it was written to while it was read", path=self._path)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 def missing(grains: Iterable[Grain], size: int | None) -> list[tuple[int, int | None]]:
@@ -227,22 +131,6 @@ def entry(path: str, found: os.stat_result) -> Entry:
     return _new_entry(Entry, (path, kind, size, mtime_ns, mode & 0o7777))
 
 
-def portable_time(mtime_ns: int) -> int:
-    """Return a file's time, cut to what the wire can carry: the years 1678 to 2262."""
-    return max(-MAX_TIME, min(mtime_ns, MAX_TIME))
-
-
-def fingerprint(size: int, mtime_ns: int) -> str:
-    """Return what decides whether reuse of a partial is tried; the other side takes it as it is."""
-    return f"{size}-{mtime_ns}"
-
-
-def has_hidden_bytes(fd: int) -> bool:
-    """Tell whether a file says that it is empty and is not, as those that the kernel makes up in /proc."""
-    # Looked at again: a file that is being written may just have got its first byte.
-    return os.fstat(fd).st_size == 0 and bool(os.pread(fd, 1, 0)) and os.fstat(fd).st_size == 0
-
-
 class Staging(ABC):
     """The bytes of one transfer on their way to a name; held by one writer at a time.
 
@@ -253,6 +141,10 @@ class Staging(ABC):
     inherited: int
     keeps_only_early = False
     """Whether only grains that came too early can be read back, and only before another one is accepted."""
+    taken_up = False
+    """Whether it goes on with what an earlier claim has left, and so stages nothing more than there was."""
+    replaced = 0
+    """Bytes of the file whose name it took, after `commit`."""
 
     @abstractmethod
     def begin(self, offset: int, length: int) -> None:
@@ -304,6 +196,8 @@ class Staging(ABC):
 
 OnError = Callable[[str, FtransferError], None]
 Enters = Callable[[str], bool]
+Freed = Callable[[int], None]
+"""Is told of the bytes of each file that went, because it was removed or replaced."""
 
 
 def always(path: str) -> bool:  # noqa: ARG001 - whatever it is
@@ -319,6 +213,14 @@ class Store(ABC):
     """Files and folders below one root; every path is a checked wire path."""
 
     capabilities: Capabilities
+
+    @abstractmethod
+    def below(self, path: str, *, create: bool = False) -> Store:
+        """Return a store of a folder of this one, for "" of the same; nothing outside the folder can be reached by it.
+
+        It is closed by itself, and this one may be closed before it. Arguments: `create` makes the folder if it is
+        missing. Raises NotFound, NotAFile.
+        """
 
     @abstractmethod
     def stat(self, path: str) -> Entry:
@@ -352,7 +254,7 @@ class Store(ABC):
         """Make a folder; with `parents` also those above, and it may exist."""
 
     @abstractmethod
-    def remove(self, path: str, *, recursive: bool = False) -> None:
+    def remove(self, path: str, *, recursive: bool = False, freed: Freed | None = None) -> None:
         """Remove a file, a link or an empty folder; with `recursive` a folder and all below it."""
 
     @abstractmethod
@@ -361,15 +263,22 @@ class Store(ABC):
 
     @abstractmethod
     def committed(self, description: Description) -> Committed | None:
-        """Return what this very transfer (its `transfer`) committed, if only the receipt was lost."""
+        """Return what this very transfer (its `transfer`, of its owner) committed, if only the receipt was lost."""
 
     @abstractmethod
     def claim(self, description: Description, *, resume: bool = True) -> Staging:
         """Begin or take up a transfer. Raises Busy if another writer has it, NotAFile, AlreadyExists, DiskError."""
 
     @abstractmethod
-    def partials(self, path: str = "", *, clear: bool = False) -> list[Partial]:
-        """Return what is staged and unfinished below a path; with `clear` drop what nobody is writing."""
+    def partials(self, path: str = "", *, clear: bool = False, owner: str | None = None) -> list[Partial]:
+        """Return what is staged and unfinished below a path; with `clear` drop what nobody is writing.
+
+        Arguments: `owner`, whose; None for everybody's.
+        """
+
+    @abstractmethod
+    def staged(self, owner: str) -> tuple[int, int]:
+        """Return how many files an owner has staged and not finished, and their bytes: of streams, what is held."""
 
     @abstractmethod
     def clock_step(self) -> int:
@@ -380,8 +289,13 @@ class Store(ABC):
         """Return what the store takes for the same name: "case", "form" (of Unicode), both or neither."""
 
     @abstractmethod
-    def tree(self, path: str, if_exists: str = "replace") -> Tree:
-        """Begin to put many files below a folder, which is made when it is needed. Raises NotAFile."""
+    def tree(
+        self, path: str, if_exists: str = "replace", *, only_new: bool = False, freed: Freed | None = None
+    ) -> Tree:
+        """Begin to put many files below a folder, which is made when it is needed. Raises NotAFile.
+
+        Arguments: `only_new` leaves time and mode of links and folders as they are that were there before.
+        """
 
     @abstractmethod
     def reader(self, path: str, *, follow: bool = False) -> Reader:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from ftransfer.store.folders import FOLDER_FLAGS
+from ftransfer.store.folders import FOLDER_FLAGS, make_folder
 
 MOST_OPEN = 64
 """Folders that stay open; each is a descriptor."""
@@ -20,12 +20,20 @@ class FolderCache:
     """Descriptors of the folders below `root`, which stays the caller's.
 
     Arguments: `create` makes folders that are missing, and notes which; `entered` is told of each folder that is
-    opened.
+    opened, `on_made` of each that was made.
     """
 
-    def __init__(self, root: int, *, create: bool = False, entered: Callable[[int], None] | None = None):
+    def __init__(
+        self,
+        root: int,
+        *,
+        create: bool = False,
+        entered: Callable[[int], None] | None = None,
+        on_made: Callable[[int], None] | None = None,
+    ):
         self._create = create
         self._entered = entered
+        self._on_made = on_made
         self._root = os.dup(root)
         self._open: dict[str, int] = {}
         self.made: set[str] = set()
@@ -61,12 +69,12 @@ class FolderCache:
         except FileNotFoundError:
             if not create:
                 raise
-            try:
-                os.mkdir(name, 0o777, dir_fd=parent)
-                self.made.add(path)
-            except FileExistsError:
-                pass  # somebody else made it in the meantime, or it is a link, which the next line refuses
+            is_made = make_folder(name, parent)
             fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
+            if is_made:
+                self.made.add(path)
+                if self._on_made is not None:
+                    self._on_made(fd)
         self._open[path] = fd
         if self._entered is not None:
             self._entered(fd)

@@ -5,12 +5,13 @@ O_NOFOLLOW guards only the last component of a path, so every component is opene
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 
-from ftransfer.errors import FtransferError, from_os
+from ftransfer.errors import FtransferError, NotAFile, from_os
 from ftransfer.store import sync
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -31,6 +32,16 @@ def split(path: str) -> tuple[list[str], str]:
     """Return the folders and the last name of a wire path."""
     *folders, name = path.split("/")
     return folders, name
+
+
+Identity = tuple[int, int]
+"""Device and inode of a folder: what tells it from all others that are there."""
+
+
+def identity(fd: int) -> Identity:
+    """Return what folder this is."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
 
 
 Link = tuple[int, int, int, int]
@@ -65,10 +76,18 @@ class Synced:
         self._links.clear()
 
 
-def open_folder(root_fd: int, parts: list[str], *, create: bool = False, synced: Synced | None = None) -> int:
+def open_folder(
+    root_fd: int,
+    parts: list[str],
+    *,
+    create: bool = False,
+    synced: Synced | None = None,
+    on_made: Callable[[int], None] | None = None,
+) -> int:
     """Return a descriptor of the folder, which the caller closes.
 
-    Arguments: `create` makes what is missing; `synced` makes every folder on the way durable. Raises OSError.
+    Arguments: `create` makes what is missing, and tells `on_made` of it; `synced` makes every folder on the way
+    durable. Raises OSError.
     """
     fd = os.dup(root_fd)
     try:
@@ -79,8 +98,11 @@ def open_folder(root_fd: int, parts: list[str], *, create: bool = False, synced:
             except FileNotFoundError:
                 if not create:
                     raise
-                inner = _make(fd, part)
-                made = True
+                made = make_folder(part, fd)
+                inner = os.open(part, FOLDER_FLAGS, dir_fd=fd)
+                if made and on_made is not None:
+                    on_made(inner)
+                made = True  # by whomever, a moment ago
             try:
                 if synced is not None:
                     synced.ensure(fd, inner, made=made)
@@ -93,12 +115,20 @@ def open_folder(root_fd: int, parts: list[str], *, create: bool = False, synced:
     return fd
 
 
-def _make(fd: int, part: str) -> int:
+def make_folder(name: str, dir_fd: int) -> bool:
+    """Make a folder; False if the name is taken: by somebody else meanwhile, or by a link, which cannot be opened."""
     try:
-        os.mkdir(part, 0o777, dir_fd=fd)
+        os.mkdir(name, 0o777, dir_fd=dir_fd)
     except FileExistsError:
-        pass  # somebody else made it in the meantime, or it is a link, which the next line refuses
-    return os.open(part, FOLDER_FLAGS, dir_fd=fd)
+        return False
+    return True
+
+
+def lend_rights(fd: int) -> None:
+    """Let ourselves write to a folder of ours that is read-only, until its mode is set again."""
+    found = os.fstat(fd)
+    if found.st_uid == os.geteuid() and found.st_mode & 0o300 != 0o300:
+        os.fchmod(fd, found.st_mode & 0o7777 | 0o300)
 
 
 @contextmanager
@@ -111,6 +141,18 @@ def folder(root_fd: int, parts: list[str]) -> Iterator[int]:
         os.close(fd)
 
 
+def is_replaceable(folder: int, name: str) -> bool:
+    """Return True if a file may take this name. Raises NotAFile."""
+    try:
+        mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return True
+    if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+        return True
+    what = "folder" if stat.S_ISDIR(mode) else "special file"
+    raise NotAFile(f"a {what} has this name", hint="choose another name, or remove it")
+
+
 def unlink_if_there(name: str, dir_fd: int) -> None:
     """Unlink a name; it may be gone already."""
     try:
@@ -119,25 +161,25 @@ def unlink_if_there(name: str, dir_fd: int) -> None:
         pass
 
 
-def link_new(staged: str, name: str, dir_fd: int) -> bool:
-    """Publish a staged file without replacing anything; tell whether the name was free."""
+def unlink_counted(name: str, dir_fd: int, turn: Lock, freed: Callable[[int], None] | None) -> None:
+    """Unlink a name, and tell how many bytes went with it. Raises OSError.
+
+    Arguments: `turn`, which whoever counts takes between looking at a name and changing it, so that what goes is
+    counted once.
+    """
+    if freed is None:
+        os.unlink(name, dir_fd=dir_fd)
+        return
+    with turn:
+        size = file_size(name, dir_fd)
+        os.unlink(name, dir_fd=dir_fd)
+    freed(size)
+
+
+def file_size(name: str, dir_fd: int) -> int:
+    """Return the size of a regular file, 0 for anything else or nothing."""
     try:
-        os.link(staged, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
-    except FileExistsError:
-        return False
-    except OSError as exc:
-        if not links_refused(exc):
-            raise
-        try:
-            os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-            return False
-        except FileNotFoundError:
-            os.rename(staged, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    else:
-        unlink_if_there(staged, dir_fd)
-    return True
-
-
-def links_refused(exc: OSError) -> bool:
-    """Tell whether an os.link failed because this file system has no hard links."""
-    return exc.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0

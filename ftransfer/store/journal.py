@@ -35,11 +35,15 @@ class Head(NamedTuple):
     size: int | None
     fingerprint: str | None
     salt: int
+    owner: str = ""
 
 
 def encode_head(head: Head) -> bytes:
-    """Return the bytes that a journal begins with."""
-    text = json.dumps(head._asdict(), ensure_ascii=True).encode()
+    """Return the bytes that a journal begins with; one of nobody is as it was before there were owners."""
+    fields = head._asdict()
+    if not head.owner:
+        del fields["owner"]
+    text = json.dumps(fields, ensure_ascii=True).encode()
     return _HEAD.pack(MAGIC, len(text), xxh3_64_intdigest(text)) + text
 
 
@@ -73,7 +77,8 @@ def _checked(text: bytes) -> Head | None:
     is_fingerprint = head.fingerprint is None or type(head.fingerprint) is str
     is_staged = type(head.staged) is str and _STAGED.fullmatch(head.staged) is not None
     is_salt = type(head.salt) is int and 0 <= head.salt < 1 << 64
-    return head if is_size and is_fingerprint and is_staged and is_salt else None
+    is_owner = type(head.owner) is str
+    return head if is_size and is_fingerprint and is_staged and is_salt and is_owner else None
 
 
 def decode_records(data: bytes, salt: int, limit: int) -> dict[int, Grain]:

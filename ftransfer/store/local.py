@@ -10,23 +10,28 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from threading import Lock
+from typing import Any, TypeVar
 
-from ftransfer.errors import AlreadyExists, Busy, NotFound, UsageError
+from ftransfer import paths
+from ftransfer.errors import DiskError, FtransferError, NotFound, UsageError
 from ftransfer.store import base, journal, sync
 from ftransfer.store.folders import (
     Synced,
     folder,
-    links_refused,
     open_folder,
     split,
     translated,
+    unlink_counted,
     unlink_if_there,
 )
-from ftransfer.store.local_trees import LocalTree, sweep_trees
+from ftransfer.store.local_trees import LocalTree
 from ftransfer.store.reading import LocalReader
+from ftransfer.store.renaming import move_new
 from ftransfer.store.staging import LocalStaging
-from ftransfer.store.state import JOURNAL, StateFolder, journal_prefix
+from ftransfer.store.state import JOURNAL, StateFolder, announced, is_of, journal_prefix, receipt_name
+from ftransfer.store.sweeping import sweep_probes, sweep_trees
 from ftransfer.store.trees import Reader, Tree
 from ftransfer.store.walking import remove_tree, walk
 
@@ -34,34 +39,52 @@ KEEP_PARTIALS = 14 * 86400
 """Seconds that staged data outlives its last block."""
 MOST_STALE = 1000
 """Journals that are looked at in one go."""
-PROBE_SECONDS = 60
-"""Seconds after which the file of a probe belongs to nobody."""
 KEEP_RECEIPTS = 86400
 """Seconds that the record of a committed transfer is kept."""
+MOST_PROBED = 1000
+"""Folders of which a store remembers what was found out about them."""
+
+T = TypeVar("T")
 
 
 class LocalStore(base.Store):
     """The files below `root`.
 
     Arguments: `durable`, whether to sync before a transfer counts as done; `receipts`, whether to remember for a day
-    what was committed. Raises NotFound, NotAFile for a root that is
+    what was committed; `keep_free`, bytes of the disk that are left free. Raises NotFound, NotAFile for a root that is
     none.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, durable: bool = True, receipts: bool = True):
+    def __init__(
+        self, root: str | os.PathLike[str], *, durable: bool = True, receipts: bool = True, keep_free: int = 0
+    ):
         self.root = os.fspath(root)
         self.shown = "the served folder"
         """What the root is called in errors."""
         self.capabilities = base.Capabilities(resumes=True, durable=durable, keeps_modes=True, keeps_holes=True)
         self.receipts = receipts
+        self.keep_free = keep_free
         with translated(self.root):
             self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.state = StateFolder(self.fd)
-        self._clock_step: int | None = None
         self.synced = Synced() if durable else None
         self.umask = _umask()
         self.new_file_mode = 0o666 & ~self.umask
-        self._folds: list[str] | None = None
+        self.turn = Lock()
+        """Held between looking at a name and changing it, by whoever counts what goes by that."""
+        self._probed: dict[tuple[str, int, int], Any] = {}
+
+    def below(self, path: str, *, create: bool = False) -> LocalStore:
+        import copy
+
+        parts = paths.check(path, root=True).split("/") if path else []
+        with translated(path or self.shown):
+            fd = open_folder(self.fd, parts, create=create, synced=self.synced)
+        made = copy.copy(self)  # what is known of the disk is shared
+        made.root = os.path.join(self.root, path)
+        made.fd = fd
+        made.state = StateFolder(fd)
+        return made
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -91,9 +114,11 @@ class LocalStore(base.Store):
             for name, found in walk(fd, recursive=recursive, follow=follow, on_error=on_error, enters=enters):
                 yield base.entry(name, found)
 
-    def tree(self, path: str, if_exists: str = "replace") -> Tree:
+    def tree(
+        self, path: str, if_exists: str = "replace", *, only_new: bool = False, freed: base.Freed | None = None
+    ) -> Tree:
         self.drop_stale()
-        return LocalTree(self, path, if_exists)
+        return LocalTree(self, path, if_exists, only_new=only_new, freed=freed)
 
     def reader(self, path: str, *, follow: bool = False) -> Reader:
         return LocalReader(self, path, follow=follow)
@@ -115,16 +140,16 @@ class LocalStore(base.Store):
             except FileNotFoundError as exc:
                 raise NotFound("the folder above it does not exist", path=path, hint="mkdir -p makes it too") from exc
 
-    def remove(self, path: str, *, recursive: bool = False) -> None:
+    def remove(self, path: str, *, recursive: bool = False, freed: base.Freed | None = None) -> None:
         parts, name = split(path)
         with translated(path), folder(self.fd, parts) as fd:
             if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=fd)
+                unlink_counted(name, fd, self.turn, freed)
             else:
                 if self.synced is not None:
                     self.synced.clear()
                 if recursive:
-                    remove_tree(name, fd)
+                    remove_tree(name, fd, self.turn, freed)
                 else:
                     os.rmdir(name, dir_fd=fd)
                 if self.synced is not None:
@@ -139,30 +164,13 @@ class LocalStore(base.Store):
         with translated(path), folder(self.fd, parts) as fd:
             found = os.stat(name, dir_fd=fd, follow_symlinks=False)
             with translated(target), folder(self.fd, target_parts) as target_fd:
-                self._rename(name, fd, target_name, target_fd, stat.S_ISDIR(found.st_mode))
+                move_new(name, fd, target_name, target_fd, is_folder=stat.S_ISDIR(found.st_mode))
                 self._sync_all([os.dup(target_fd), os.dup(fd)])
 
-    @staticmethod
-    def _rename(name: str, fd: int, target: str, target_fd: int, is_folder: bool) -> None:
-        """Rename without replacing: by link and unlink, which fails in one step if the name is taken."""
-        if not is_folder:
-            try:
-                os.link(name, target, src_dir_fd=fd, dst_dir_fd=target_fd, follow_symlinks=False)
-                os.unlink(name, dir_fd=fd)
-                return
-            except OSError as exc:
-                if not links_refused(exc):
-                    raise
-        try:
-            os.stat(target, dir_fd=target_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            os.rename(name, target, src_dir_fd=fd, dst_dir_fd=target_fd)
-        else:
-            raise AlreadyExists("it exists already", path=target)
-
     def committed(self, description: base.Description) -> base.Committed | None:
-        record = self.state.read_receipt(description.transfer) if description.transfer and self.receipts else None
-        if record is None or record["asked"] != description.path:
+        d = description
+        record = self.state.read_receipt(receipt_name(d.transfer, d.owner)) if d.transfer and self.receipts else None
+        if record is None or record["asked"] != d.path or record.get("owner", "") != d.owner:
             return None
         parts, name = split(record["path"])
         try:
@@ -178,22 +186,26 @@ class LocalStore(base.Store):
         except OSError:
             return None
         # If we were killed just after the commit, its journal is still there.
-        self.drop_others(description.path)
+        self.drop_others(d.path, d.owner)
         return base.Committed(record["path"], record["size"], record["hex"], self.capabilities.durable)
 
     def claim(self, description: base.Description, *, resume: bool = True) -> base.Staging:
         return LocalStaging(self, description, resume=resume)
 
-    def partials(self, path: str = "", *, clear: bool = False) -> list[base.Partial]:
+    def partials(self, path: str = "", *, clear: bool = False, owner: str | None = None) -> list[base.Partial]:
         found = []
-        for name in self.state.names(JOURNAL):
+        for name in self._journals(owner):
             partial = self._partial(name)
             if partial is None or not (not path or partial.path == path or partial.path.startswith(path + "/")):
                 continue
-            if clear and not self.drop(name):
+            if (owner is not None and partial.owner != owner) or (clear and not self.drop(name)):
                 continue
             found.append(partial)
         return sorted(found, key=lambda partial: (partial.path, partial.mtime_ns))
+
+    def _journals(self, owner: str | None) -> list[str]:
+        """Return the names of journals, of this owner or of all."""
+        return [name for name in self.state.names(JOURNAL) if owner is None or is_of(name, owner)]
 
     def _partial(self, name: str) -> base.Partial | None:
         data = self.state.read(name)
@@ -204,14 +216,24 @@ class LocalStore(base.Store):
         grains = journal.decode_records(data[start:], head.salt, (1 << 63) - 1)
         held = sum(grain.length for grain in grains.values())
         mtime = self.state.mtime_ns(name)
-        return base.Partial(head.path, head.size, held, mtime, head.fingerprint)
+        return base.Partial(head.path, head.size, held, mtime, head.fingerprint, head.owner)
+
+    def staged(self, owner: str) -> tuple[int, int]:
+        names = self._journals(owner)
+        total = 0
+        for name in names:
+            size = announced(name)
+            if size is None and (partial := self._partial(name)) is not None:
+                size = partial.held if partial.size is None else partial.size
+            total += size or 0
+        return len(names), total
 
     def drop(self, name: str) -> bool:
         """Drop a journal and what it stages, unless somebody writes it; tell whether it is gone."""
         try:
             fd = self.state.lock(name, create=False)
-        except Busy:
-            return False
+        except FtransferError:
+            return False  # somebody writes it, or it is no journal
         if fd is None:
             return False
         try:
@@ -230,24 +252,43 @@ class LocalStore(base.Store):
         self.state.tidy()
         return True
 
-    def drop_others(self, path: str, but: str = "") -> None:
-        """Drop what is staged for a path, unless somebody is writing it or it is the journal `but`."""
+    def drop_others(self, path: str, owner: str, but: str = "") -> None:
+        """Drop what an owner has staged for a path, unless somebody is writing it or it is the journal `but`."""
         prefix = journal_prefix(path)
-        for name in self.state.names(JOURNAL):
+        for name in self._journals(owner):
             if name.startswith(prefix) and name != but:
                 self.drop(name)
 
+    def free(self, fd: int) -> int:
+        """Return the bytes that may still be written to the file system of a descriptor; negative below `keep_free`."""
+        found = os.fstatvfs(fd)
+        return found.f_bavail * found.f_frsize - self.keep_free
+
+    def no_space(self, path: str, needed: int, free: int) -> DiskError:
+        """Return what says that there is no space."""
+        hint = "free some space (`ftransfer partials` shows what is unfinished), then run the command again"
+        if self.keep_free:
+            hint = f"{self.keep_free} bytes of the disk are kept free (keep_free); {hint}"
+        text = f"{needed} bytes are needed and {max(free, 0)} are free" if needed else "what is left is kept free"
+        return DiskError(f"no space: {text}", path=path, hint=hint)
+
     def clock_step(self) -> int:
-        if self._clock_step is None:
-            with translated("the target folder"):
-                self._clock_step = self.state.probe_clock()
-        return self._clock_step
+        return self._probe("clock", self.state.probe_clock)
 
     def folds(self) -> list[str]:
-        if self._folds is None:
-            with translated("the target folder"):
-                self._folds = self.state.probe_folding()
-        return self._folds
+        return self._probe("folds", self.state.probe_folding)
+
+    def _probe(self, what: str, probe: Callable[[], T]) -> T:
+        """Return what was found out about this folder, here or by another store of it."""
+        with translated("the target folder"):
+            found = os.fstat(self.fd)
+            key = (what, found.st_dev, found.st_ino)
+            known: T | None = self._probed.get(key)
+            if known is None:
+                if len(self._probed) >= MOST_PROBED:
+                    self._probed.clear()
+                self._probed[key] = known = probe()
+        return known
 
     def drop_stale(self) -> None:
         """Drop journals whose staged file has gone: an end was killed just after it had given that its name."""
@@ -268,9 +309,7 @@ class LocalStore(base.Store):
     def sweep(self) -> int:
         sweep_trees(self)
         self.drop_stale()
-        for name in self.state.names(".probe"):
-            if time.time_ns() - self.state.mtime_ns(name) > PROBE_SECONDS * 10**9:
-                self.state.remove(name)
+        sweep_probes(self.state)
         now = time.time_ns()
         dropped = 0
         for name in self.state.names(JOURNAL):

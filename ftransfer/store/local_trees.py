@@ -8,18 +8,30 @@ that a sweep finds those of a writer that was killed. Made by `LocalStore.tree` 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import stat
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ftransfer import paths
-from ftransfer.errors import AlreadyExists, Busy, FtransferError, NotAFile, Refused, from_os
+from ftransfer.errors import AlreadyExists, FtransferError, NotAFile, Refused, from_os
 from ftransfer.store import sync
+from ftransfer.store.base import Freed
 from ftransfer.store.cache import FolderCache
-from ftransfer.store.folders import link_new, open_folder, translated, unlink_if_there
+from ftransfer.store.folders import (
+    Identity,
+    file_size,
+    identity,
+    is_replaceable,
+    lend_rights,
+    open_folder,
+    translated,
+    unlink_counted,
+    unlink_if_there,
+)
+from ftransfer.store.renaming import link_new
 from ftransfer.store.trees import Facts, Failed, Room, Tree
 
 if TYPE_CHECKING:
@@ -32,6 +44,10 @@ NEAR = 250
 """Characters from which a path below another one may be too long, or too deep."""
 GROUP_FILES = 16_384
 """Files after which a group is full."""
+ASK_BYTES = 32 << 20
+"""Bytes between two looks at how much of the disk is free."""
+MOST_MADE = 50_000
+"""Folders of which a tree that changes only new ones remembers that it made them; others stay as they are."""
 _STAGED_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Staged = tuple[str, str, str, int]
@@ -39,12 +55,22 @@ Staged = tuple[str, str, str, int]
 
 
 class LocalTree(Tree):
-    """Files on their way below a folder on a disk."""
+    """Files on their way below a folder on a disk.
 
-    def __init__(self, store: LocalStore, path: str, if_exists: str):
+    Arguments: `only_new`, whether links and folders that were there before keep their time and mode; `freed` is told
+    of the bytes of files that are replaced or removed.
+    """
+
+    def __init__(
+        self, store: LocalStore, path: str, if_exists: str, *, only_new: bool = False, freed: Freed | None = None
+    ):
         self._store = store
         self._base = path
         self._if_exists = if_exists
+        self._made: set[Identity] | None = set() if only_new else None
+        self._freed = freed
+        self._ask_at = 0 if store.keep_free else sys.maxsize
+        """Bytes of this group from which on the disk is looked at again."""
         self._durable = store.capabilities.durable
         self._folders: FolderCache | None = None
         self._token = os.urandom(8).hex()
@@ -64,7 +90,7 @@ class LocalTree(Tree):
             except FileNotFoundError:
                 return
             try:
-                self._folders = FolderCache(fd, create=True, entered=self._entered)
+                self._folders = self._new_cache(fd)
                 with os.scandir(fd) as scan:
                     self.exists = any(not paths.is_reserved(entry.name) for entry in scan)
             finally:
@@ -72,8 +98,29 @@ class LocalTree(Tree):
 
     def room(self) -> Room:
         with translated(self._base):
-            found = os.fstatvfs(self._folders.get("") if self._folders else self._store.fd)
-        return Room(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
+            fd = self._folders.get("") if self._folders else self._store.fd
+            found = os.fstatvfs(fd)
+            return Room(max(0, self._store.free(fd)), found.f_favail if found.f_files else None)
+
+    def _ask_for_space(self, path: str) -> None:
+        """See whether the disk still has more than is to be left free. Raises DiskError."""
+        with translated(path):
+            free = self._store.free(self._folders.get("") if self._folders else self._store.fd)
+        if free < 0:
+            raise self._store.no_space(path, 0, free)
+        self._ask_at = self._bytes + ASK_BYTES
+
+    def _new_cache(self, fd: int) -> FolderCache:
+        on_made = None if self._made is None else self._remember_made
+        return FolderCache(fd, create=True, entered=self._entered, on_made=on_made)
+
+    def _remember_made(self, fd: int) -> None:
+        if self._made is not None and len(self._made) < MOST_MADE:
+            self._made.add(identity(fd))
+
+    def _may_change(self, folder: int) -> bool:
+        """Tell whether time and mode of a folder may be set: of those that were there before perhaps not."""
+        return self._made is None or identity(folder) in self._made
 
     @property
     def _cache(self) -> FolderCache:
@@ -81,9 +128,9 @@ class LocalTree(Tree):
 
     def _open(self, *, create: bool) -> FolderCache:
         parts = self._base.split("/") if self._base else []
-        fd = open_folder(self._store.fd, parts, create=create, synced=self._store.synced)
+        fd = open_folder(self._store.fd, parts, create=create, synced=self._store.synced, on_made=self._remember_made)
         try:
-            self._folders = FolderCache(fd, create=True, entered=self._entered)
+            self._folders = self._new_cache(fd)
         finally:
             os.close(fd)
         return self._folders
@@ -102,6 +149,8 @@ class LocalTree(Tree):
     def add(self, path: str, data: memoryview, mtime_ns: int, mode: int) -> None:
         if len(path) + len(self._base) > NEAR:
             paths.check(paths.join(self._base, path))  # both together may be too long, or too deep
+        if self._bytes >= self._ask_at:
+            self._ask_for_space(path)
         above, _, name = path.rpartition("/")
         staged = f"{self._prefix}{self._count:x}"
         self._count += 1
@@ -113,7 +162,9 @@ class LocalTree(Tree):
             try:
                 fd = os.open(staged, _STAGED_FLAGS, mode, dir_fd=folder)
             except PermissionError:
-                _lend_rights(folder)
+                if not self._may_change(folder):
+                    raise
+                lend_rights(folder)
                 fd = os.open(staged, _STAGED_FLAGS, mode, dir_fd=folder)
             try:
                 written = os.write(fd, data)
@@ -144,7 +195,9 @@ class LocalTree(Tree):
         return self._bytes >= GROUP_BYTES or len(self._staged) >= GROUP_FILES
 
     def commit(self, folders: Sequence[Facts] = ()) -> tuple[Failed, Failed]:
-        staged, self._staged, self._bytes = self._staged, [], 0
+        staged, self._staged = self._staged, []
+        self._ask_at -= min(self._ask_at, self._bytes)
+        self._bytes = 0
         failed: Failed = {}
         bad: Failed = {}
         try:
@@ -174,12 +227,12 @@ class LocalTree(Tree):
         return failed, bad
 
     def _rename(self, staged: list[Staged], failed: Failed) -> None:
-        replace = self._if_exists == "replace"
+        replace = self._if_exists == "replace" and self._freed is None
         for at, one in enumerate(staged):
             above, temporary, name, _ = one
             try:
                 folder = self._cache.get(above)
-                if replace and (above in self._cache.made or self._is_replaceable(folder, name)):
+                if replace and (above in self._cache.made or is_replaceable(folder, name)):
                     os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
                 else:
                     self._publish(folder, one)
@@ -188,31 +241,33 @@ class LocalTree(Tree):
                 failed[at] = from_os(exc, paths.join(above, name))
 
     def _publish(self, folder: int, one: Staged) -> None:
-        """Give a file its name by the policy for names that are taken."""
+        """Give a file or a link its name by the policy, and tell what went by that. Raises OSError."""
+        if self._freed is None:
+            self._place(folder, one)
+            return
+        with self._store.turn:
+            size = file_size(one[2], folder)
+            self._place(folder, one)
+        if size:
+            self._freed(size)
+
+    def _place(self, folder: int, one: Staged) -> None:
         above, temporary, name, mtime_ns = one
-        if self._if_exists == "newer":
+        if self._if_exists == "replace":
+            replaces = is_replaceable(folder, name)
+        elif self._if_exists == "newer":
             try:
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
                 found = None
-            if found is None or (mtime_ns > found.st_mtime_ns and self._is_replaceable(folder, name)):
-                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+            replaces = found is None or (mtime_ns > found.st_mtime_ns and is_replaceable(folder, name))
+        else:
+            replaces = False
+            if link_new(temporary, name, folder):
                 return
-        elif link_new(temporary, name, folder):
-            return
-        raise AlreadyExists("the name is taken", path=paths.join(above, name))
-
-    @staticmethod
-    def _is_replaceable(folder: int, name: str) -> bool:
-        """Return True if a file may take this name. Raises NotAFile."""
-        try:
-            mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-        except FileNotFoundError:
-            return True
-        if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
-            return True
-        what = "folder" if stat.S_ISDIR(mode) else "special file"
-        raise NotAFile(f"a {what} has this name", hint="choose another name, or remove it")
+        if not replaces:
+            raise AlreadyExists("the name is taken", path=paths.join(above, name))
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def _sync(self, staged: list[Staged]) -> None:
         """Return when all of a group is on the disk; without a call for a whole file system, each folder by itself."""
@@ -243,7 +298,8 @@ class LocalTree(Tree):
             self._is_changed = True
             self._touched.add(above)
             if self._says(folder, name, target):
-                os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=folder, follow_symlinks=False)
+                if self._made is None:
+                    os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=folder, follow_symlinks=False)
                 return
             if above not in self._announced:
                 self._announce(above)
@@ -252,10 +308,7 @@ class LocalTree(Tree):
             os.symlink(target, temporary, dir_fd=folder)
             try:
                 os.utime(temporary, ns=(mtime_ns, mtime_ns), dir_fd=folder, follow_symlinks=False)
-                if self._if_exists != "replace":
-                    self._publish(folder, (above, temporary, name, mtime_ns))
-                elif self._is_replaceable(folder, name):
-                    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                self._publish(folder, (above, temporary, name, mtime_ns))
             except BaseException:
                 unlink_if_there(temporary, folder)
                 raise
@@ -275,6 +328,8 @@ class LocalTree(Tree):
             fd = self._cache.get(path)
             self._is_changed = True
             self._touched.add(path)
+            if not self._may_change(fd):
+                return
             found = os.fstat(fd)
             if stat.S_IMODE(found.st_mode) & 0o777 != mode & 0o777:
                 os.fchmod(fd, mode & 0o777 | found.st_mode & 0o7000)
@@ -298,6 +353,8 @@ class LocalTree(Tree):
             if alone or found.st_mode & 0o777 != mode & 0o777:
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
                 try:
+                    if not stat.S_ISREG(os.fstat(fd).st_mode):
+                        raise NotAFile("it is not a file any more", path=path)
                     os.fchmod(fd, mode & 0o777)
                     if alone:
                         sync.sync_file(fd)
@@ -310,13 +367,16 @@ class LocalTree(Tree):
             folder = self._existing(above)
             self._is_changed = True
             self._touched.add(above)
-            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
                 os.rmdir(name, dir_fd=folder)
                 self._cache.forget(path)
+                if self._made is not None:
+                    self._made.discard((found.st_dev, found.st_ino))  # the number is used again
                 if self._store.synced is not None:
                     self._store.synced.clear()
             else:
-                os.unlink(name, dir_fd=folder)
+                unlink_counted(name, folder, self._store.turn, self._freed)
 
     def close(self) -> None:
         staged, self._staged = self._staged, []
@@ -335,46 +395,3 @@ class LocalTree(Tree):
                 self._store.state.tidy()
             except (OSError, FtransferError):
                 pass  # no descriptor left, say: a sweep removes it
-
-
-def _lend_rights(folder: int) -> None:
-    """Let ourselves write to a folder of ours that is read-only; its mode is set again at the end, as all folders'."""
-    found = os.fstat(folder)
-    if found.st_uid == os.geteuid() and found.st_mode & 0o300 != 0o300:
-        os.fchmod(folder, found.st_mode & 0o7777 | 0o300)
-
-
-def sweep_trees(store: LocalStore) -> None:
-    """Remove what writers that were killed have left staged. Never touches what somebody is writing."""
-    for name in store.state.names(JOURNAL):
-        try:
-            fd = store.state.lock(name, create=False)
-        except (Busy, OSError):
-            continue
-        if fd is None:
-            continue
-        try:
-            token = name.removesuffix(JOURNAL)
-            with open(fd, "rb", closefd=False) as journal:
-                for line in journal:
-                    _sweep_record(store, token, line)
-            store.state.remove(name)
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
-            os.close(fd)
-
-
-def _sweep_record(store: LocalStore, token: str, line: bytes) -> None:
-    """Remove what is staged in the folder that one line of a journal announced; a torn line announced nothing."""
-    try:
-        where, above = json.loads(line)
-        whole = paths.check("/".join(part for part in (where, above) if part), root=True)
-        fd = open_folder(store.fd, whole.split("/") if whole else [])
-    except (ValueError, TypeError, OSError):
-        return
-    try:
-        for name in os.listdir(fd):
-            if name.startswith(f"{paths.RESERVED}-{token}-"):
-                unlink_if_there(name, fd)
-    finally:
-        os.close(fd)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from threading import RLock
 
 from ftransfer import paths
@@ -21,8 +21,8 @@ from ftransfer.store.trees import PlainReader, PlainTree, Reader, Tree
 
 FILE_MODE = 0o644
 FOLDER_MODE = 0o755
-Key = tuple[str, int | None, str]
-"""Path, size and identity of the content: what decides which staged data a claim goes on with."""
+Key = tuple[str, int | None, str, str]
+"""Path, size, identity of the content, and owner: what decides which staged data a claim goes on with."""
 
 
 class _Node:
@@ -49,10 +49,42 @@ class _Staged:
         self.busy = False
 
 
+class _State:
+    """What a store keeps beside the files: unfinished transfers, and records of finished ones."""
+
+    def __init__(self) -> None:
+        self.staged: dict[Key, _Staged] = {}
+        self.receipts: dict[tuple[str, str], tuple[str, base.Committed, _Node, int]] = {}
+
+
+class _Below(MutableMapping[str, _Node]):
+    """What is in a folder of another store, by paths below it."""
+
+    def __init__(self, nodes: MutableMapping[str, _Node], folder: str):
+        self._nodes = nodes
+        self._folder = folder
+
+    def __getitem__(self, path: str) -> _Node:
+        return self._nodes[paths.join(self._folder, path) if path else self._folder]
+
+    def __setitem__(self, path: str, node: _Node) -> None:
+        self._nodes[paths.join(self._folder, path) if path else self._folder] = node
+
+    def __delitem__(self, path: str) -> None:
+        del self._nodes[paths.join(self._folder, path)]
+
+    def __iter__(self) -> Iterator[str]:
+        prefix = self._folder + "/"
+        return iter([path[len(prefix) :] for path in self._nodes if path.startswith(prefix)])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 class MemoryStaging(base.Staging):
     """The bytes of one transfer; what was accepted lives in the store's `_Staged`, for the next claim."""
 
-    def __init__(self, store: MemoryStore, description: base.Description, key: Key, staged: _Staged):
+    def __init__(self, store: MemoryStore, description: base.Description, key: Key, staged: _Staged, *, taken_up: bool):
         self._store = store
         self._description = description
         self._key = key
@@ -60,6 +92,7 @@ class MemoryStaging(base.Staging):
         self._offset = self._length = self._at = 0
         self.grains = dict(staged.grains)
         self.inherited = sum(grain.length for grain in self.grains.values())
+        self.taken_up = taken_up
 
     @property
     def _ours(self) -> _Staged:
@@ -107,13 +140,13 @@ class MemoryStaging(base.Staging):
             raise DiskError("no space left in memory", path=self._description.path)
 
     def commit(self, size: int, hex_digits: str) -> base.Committed:
-        staged = self._ours
+        staged, d = self._ours, self._description
         with self._store.lock:
             try:
-                name = self._store.publish(self._description, bytes(staged.data[:size].ljust(size, b"\0")), hex_digits)
+                name, self.replaced = self._store.publish(d, bytes(staged.data[:size].ljust(size, b"\0")), hex_digits)
             finally:
                 self.discard()
-            self._store.partials(self._description.path, clear=True)
+            self._store.partials(d.path, clear=True, owner=d.owner)
         return base.Committed(name, size, hex_digits, False)
 
     def release(self) -> None:
@@ -124,7 +157,7 @@ class MemoryStaging(base.Staging):
     def discard(self) -> None:
         with self._store.lock:
             if self._staged is not None:
-                self._store.staged.pop(self._key, None)
+                self._store.state.staged.pop(self._key, None)
                 self._staged = None
 
 
@@ -138,9 +171,29 @@ class MemoryStore(base.Store):
         self.capabilities = base.Capabilities(resumes=True, durable=False, keeps_modes=True, keeps_holes=False)
         self.room = room
         self.lock = RLock()
-        self.staged: dict[Key, _Staged] = {}
-        self._nodes: dict[str, _Node] = {paths.ROOT: _Node(None, time.time_ns(), FOLDER_MODE)}
-        self._receipts: dict[str, tuple[str, base.Committed, _Node, int]] = {}
+        self.state = _State()
+        self._at = ""
+        self._states = {"": self.state}
+        self._nodes: MutableMapping[str, _Node] = {paths.ROOT: _Node(None, time.time_ns(), FOLDER_MODE)}
+
+    def below(self, path: str, *, create: bool = False) -> MemoryStore:
+        paths.check(path, root=True)
+        with self.lock:
+            if create and path:
+                self.mkdir(path, parents=True)
+            if self._node(path).data is not None:
+                raise NotAFile("it is not a folder", path=path)
+            made = MemoryStore(room=self.room)
+            made._share(self, path)
+            return made
+
+    def _share(self, other: MemoryStore, path: str) -> None:
+        """Become a store of a folder of another one."""
+        self.lock = other.lock
+        self._at = "/".join(part for part in (other._at, path) if part)
+        self._states = other._states
+        self.state = self._states.setdefault(self._at, _State())
+        self._nodes = _Below(other._nodes, path) if path else other._nodes
 
     def close(self) -> None:
         """Nothing is held."""
@@ -208,14 +261,15 @@ class MemoryStore(base.Store):
             if node.data is not None:
                 raise NotAFile("a part of the path is not a folder, or is a symbolic link", path=path)
 
-    def remove(self, path: str, *, recursive: bool = False) -> None:
+    def remove(self, path: str, *, recursive: bool = False, freed: base.Freed | None = None) -> None:
         with self.lock:
             self._node(path)
             inside = self._inside(path)
             if inside and not recursive:
                 raise NotAFile("the folder is not empty", path=path)
-            for one in (path, *inside):
-                del self._nodes[one]
+            size = sum(len(self._nodes.pop(one).data or b"") for one in (path, *inside))
+        if freed is not None:
+            freed(size)
 
     def move(self, path: str, target: str) -> None:
         with self.lock:
@@ -229,7 +283,8 @@ class MemoryStore(base.Store):
                 self._nodes[target + one[len(path) :]] = self._nodes.pop(one)
 
     def committed(self, description: base.Description) -> base.Committed | None:
-        asked, done, node, _ = self._receipts.get(description.transfer or "", ("", None, None, 0))
+        key = (description.transfer or "", description.owner)
+        asked, done, node, _ = self.state.receipts.get(key, ("", None, None, 0))
         if done is None or asked != description.path or self._nodes.get(done.path) is not node:
             return None
         return done
@@ -237,15 +292,16 @@ class MemoryStore(base.Store):
     def claim(self, description: base.Description, *, resume: bool = True) -> base.Staging:
         d = description
         identity = (d.fingerprint if resume else None) or d.transfer or os.urandom(8).hex()
-        key = (d.path, d.size, identity)
+        key = (d.path, d.size, identity, d.owner)
         with self.lock:
             self._make_folders(split(d.path)[0], d.path)
             self._check_target(d.path)
-            staged = self.staged.setdefault(key, _Staged(d.fingerprint))
+            taken_up = key in self.state.staged
+            staged = self.state.staged.setdefault(key, _Staged(d.fingerprint))
             if staged.busy:
                 raise Busy("another connection is writing this transfer")
             staged.busy = True
-        return MemoryStaging(self, d, key, staged)
+        return MemoryStaging(self, d, key, staged, taken_up=taken_up)
 
     def _check_target(self, path: str) -> _Node | None:
         node = self._nodes.get(path)
@@ -253,8 +309,11 @@ class MemoryStore(base.Store):
             raise NotAFile("a folder has this name", path=path)
         return node
 
-    def publish(self, d: base.Description, data: bytes, hex_digits: str) -> str:
-        """Give bytes their final name by the policy of their description; return it. Called under the lock."""
+    def publish(self, d: base.Description, data: bytes, hex_digits: str) -> tuple[str, int]:
+        """Give bytes their final name by the policy of their description. Called under the lock.
+
+        Returns the name, and the size of the file that had it.
+        """
         found = self._check_target(d.path)
         parts, name = split(d.path)
         is_newer = found is None or d.mtime_ns is None or d.mtime_ns > found.mtime_ns
@@ -262,33 +321,35 @@ class MemoryStore(base.Store):
             names = copies(name) if d.if_exists == "rename" else [name]
             free = next((n for n in names if "/".join([*parts, n]) not in self._nodes), None)
             if free is None:
-                self.staged = {
-                    key: staged for key, staged in self.staged.items() if key[0] != d.path or not staged.busy
-                }
                 raise AlreadyExists("the name was taken in the meantime", path=d.path)
-            name = free
+            name, found = free, None
         path = "/".join([*parts, name])
         self._make_folders(parts, d.path)
         now = time.time_ns()
         mode = FILE_MODE if d.mode is None else d.mode & 0o777
         node = self._nodes[path] = _Node(data, now if d.mtime_ns is None else d.mtime_ns, mode)
         if d.transfer:
-            self._receipts[d.transfer] = (d.path, base.Committed(path, len(data), hex_digits, False), node, now)
-        return path
+            done = base.Committed(path, len(data), hex_digits, False)
+            self.state.receipts[d.transfer, d.owner] = (d.path, done, node, now)
+        return path, len(found.data or b"") if found else 0
 
-    def partials(self, path: str = "", *, clear: bool = False) -> list[base.Partial]:
+    def partials(self, path: str = "", *, clear: bool = False, owner: str | None = None) -> list[base.Partial]:
         found = []
         with self.lock:
-            for key, staged in list(self.staged.items()):
+            for key, staged in list(self.state.staged.items()):
                 if path and key[0] != path and not key[0].startswith(path + "/"):
                     continue
+                if owner not in (None, key[3]) or (clear and staged.busy):
+                    continue
                 if clear:
-                    if staged.busy:
-                        continue
-                    del self.staged[key]
+                    del self.state.staged[key]
                 held = sum(grain.length for grain in staged.grains.values())
-                found.append(base.Partial(key[0], key[1], held, staged.mtime_ns, staged.fingerprint))
+                found.append(base.Partial(key[0], key[1], held, staged.mtime_ns, staged.fingerprint, key[3]))
         return sorted(found, key=lambda partial: (partial.path, partial.mtime_ns))
+
+    def staged(self, owner: str) -> tuple[int, int]:
+        sizes = [partial.held if partial.size is None else partial.size for partial in self.partials(owner=owner)]
+        return len(sizes), sum(sizes)
 
     def clock_step(self) -> int:
         return 1
@@ -296,8 +357,15 @@ class MemoryStore(base.Store):
     def folds(self) -> list[str]:
         return []
 
-    def tree(self, path: str, if_exists: str = "replace") -> Tree:
-        return PlainTree(self, path, if_exists)
+    def tree(
+        self,
+        path: str,
+        if_exists: str = "replace",
+        *,
+        only_new: bool = False,  # noqa: ARG002 - it keeps neither links nor facts of folders
+        freed: base.Freed | None = None,
+    ) -> Tree:
+        return PlainTree(self, path, if_exists, freed=freed)
 
     def reader(self, path: str, *, follow: bool = False) -> Reader:  # noqa: ARG002 - there are no links here
         return PlainReader(self, path)
@@ -305,10 +373,11 @@ class MemoryStore(base.Store):
     def sweep(self) -> int:
         now = time.time_ns()
         with self.lock:
-            for transfer in [t for t, r in self._receipts.items() if now - r[3] > KEEP_RECEIPTS * 10**9]:
-                del self._receipts[transfer]
+            receipts, staged = self.state.receipts, self.state.staged
+            for transfer in [t for t, r in receipts.items() if now - r[3] > KEEP_RECEIPTS * 10**9]:
+                del receipts[transfer]
             limit = KEEP_PARTIALS * 10**9
-            old = [k for k, staged in self.staged.items() if not staged.busy and now - staged.mtime_ns > limit]
+            old = [key for key, one in staged.items() if not one.busy and now - one.mtime_ns > limit]
             for key in old:
-                del self.staged[key]
+                del staged[key]
         return len(old)

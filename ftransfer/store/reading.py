@@ -64,13 +64,15 @@ class LocalReader(Reader):
         fd = self._open(path)
         try:
             if 0 < size < len(view) and size < HOLES_FROM:
-                # One byte more than there should be, to see whether it has grown.
-                count = os.readv(fd, [view[: size + 1]])
+                # One byte more than there should be, to see whether it has grown; at an offset, which no FIFO knows.
+                count = os.preadv(fd, [view[: size + 1]], 0)
                 found = os.fstat(fd)
                 if count == size == found.st_size and found.st_mtime_ns == mtime_ns and stat.S_ISREG(found.st_mode):
                     return Packed(size, mtime_ns, found.st_mode & 0o777)
             return self._read_slowly(fd, path, view)
         except OSError as exc:
+            if not stat.S_ISREG(mode := os.fstat(fd).st_mode):
+                raise _not_a_file(mode, path) from exc
             raise from_os(exc, path) from exc
         finally:
             os.close(fd)

@@ -14,13 +14,12 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from xxhash import xxh3_64_intdigest
-
 from ftransfer import paths
-from ftransfer.errors import AlreadyExists, DiskError, NotAFile, from_os
+from ftransfer.errors import AlreadyExists, Busy, NotAFile, from_os
 from ftransfer.store import base, journal, sync
-from ftransfer.store.folders import link_new, open_folder, split, translated, unlink_if_there
-from ftransfer.store.state import JOURNAL, RECEIPTS, journal_prefix
+from ftransfer.store.folders import file_size, open_folder, split, translated, unlink_if_there
+from ftransfer.store.renaming import link_new
+from ftransfer.store.state import journal_name, receipt_name
 
 if TYPE_CHECKING:
     from ftransfer.store.local import LocalStore
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
 SYNCED_HEAD = 16 << 20
 """From this size on the description is synced before the staged file is made, so that a sweep always finds it."""
 WRITE_BACK = 32 << 20
-"""Bytes after which the kernel is asked to begin writing out."""
+"""Bytes after which the kernel is asked to begin writing out, and how much of the disk is free."""
 MAX_COPIES = 10_000
 """Names tried for `if_exists=rename`."""
-_STAGED_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+_STAGED_FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -76,8 +75,7 @@ class LocalStaging(base.Staging):
         d = self._description
         # Without resuming only this very attempt may go on, when it comes back on another connection.
         identity = (d.fingerprint if resume else None) or d.transfer or os.urandom(8).hex()
-        content = xxh3_64_intdigest(f"{d.size} {identity}".encode())
-        return f"{journal_prefix(d.path)}{content:016x}{JOURNAL}"
+        return journal_name(d.path, d.size, identity, d.owner)
 
     def _take_up(self, resume: bool) -> None:
         self._key_name = self._key(resume)
@@ -88,6 +86,8 @@ class LocalStaging(base.Staging):
         decoded = journal.decode_head(data)
         if decoded is not None:
             self._head, start = decoded
+            if (self._head.path, self._head.owner) != (self._description.path, self._description.owner):
+                raise Busy("another transfer has the place of this one")  # names are hashes, and hashes can be made
             if self._open_staged():
                 limit = os.fstat(self._fd).st_size
                 size = self._description.size
@@ -97,6 +97,7 @@ class LocalStaging(base.Staging):
                 # A torn record at the end would shift those that follow it.
                 whole = (len(data) - start) // journal.RECORD_SIZE * journal.RECORD_SIZE
                 self._journal_end = start + whole
+                self.taken_up = True
                 return
         self._start_over()
 
@@ -123,7 +124,7 @@ class LocalStaging(base.Staging):
         """Write a new description, then make the staged file, so that there is none that a sweep cannot find."""
         d = self._description
         staged = f"{paths.RESERVED}-{os.urandom(8).hex()}"
-        self._head = journal.Head(d.path, staged, d.size, d.fingerprint, int.from_bytes(os.urandom(8)) >> 1)
+        self._head = journal.Head(d.path, staged, d.size, d.fingerprint, int.from_bytes(os.urandom(8)) >> 1, d.owner)
         head = journal.encode_head(self._head)
         try:
             os.ftruncate(self._journal, 0)
@@ -142,25 +143,20 @@ class LocalStaging(base.Staging):
     def check_space(self) -> None:
         needed = (self._description.size or 0) - self.inherited
         with translated(self._description.path):
-            free = self._free()
+            free = self._store.free(self._folder)
             if needed > free:
                 # An older version's part may be what fills the disk.
-                self._store.drop_others(self._description.path, self._key_name)
-                free = self._free()
+                self._drop_others()
+                free = self._store.free(self._folder)
         if needed > free:
             if self.inherited:
                 self.release()  # what is there may be gone on with when there is space
             else:
                 self.discard()
-            raise DiskError(
-                f"no space: {needed} bytes are needed and {max(free, 0)} are free",
-                path=self._description.path,
-                hint="free some space (`ftransfer partials` shows what is unfinished), then run the command again",
-            )
+            raise self._store.no_space(self._description.path, needed, free)
 
-    def _free(self) -> int:
-        found = os.fstatvfs(self._folder)
-        return found.f_bavail * found.f_frsize
+    def _drop_others(self) -> None:
+        self._store.drop_others(self._description.path, self._description.owner, self._key_name)
 
     # Grains.
 
@@ -198,9 +194,17 @@ class LocalStaging(base.Staging):
         self._journal_end += len(record)
         self.grains[grain.offset] = grain
         self._unwritten_back += grain.length
-        if self._unwritten_back >= WRITE_BACK and self._store.capabilities.durable:
-            sync.start_write_back(self._fd, max(0, grain.end - self._unwritten_back), self._unwritten_back)
-            self._unwritten_back = 0
+        if self._unwritten_back >= WRITE_BACK:
+            self._look_around(grain.end)
+
+    def _look_around(self, end: int) -> None:
+        """Have the kernel begin writing out, and see whether there is still space. Raises DiskError."""
+        if self._store.capabilities.durable:
+            sync.start_write_back(self._fd, max(0, end - self._unwritten_back), self._unwritten_back)
+        self._unwritten_back = 0
+        if self._store.keep_free and (free := self._store.free(self._folder)) < 0:
+            self.discard()
+            raise self._store.no_space(self._description.path, 0, free)
 
     def reject(self) -> None:
         self._open_length = 0
@@ -236,7 +240,7 @@ class LocalStaging(base.Staging):
                 name = self._publish(size, hex_digits)
             except OSError as exc:
                 if self._description.transfer:
-                    self._store.state.remove(f"{RECEIPTS}/{self._description.transfer}")
+                    self._store.state.remove_receipt(self._receipt)
                 if exc.errno in _FULL:
                     self.discard()
                 self._store.state.tidy()
@@ -244,7 +248,7 @@ class LocalStaging(base.Staging):
             if durable:
                 sync.sync_folder(self._folder)
         self._store.state.remove(self._key_name)
-        self._store.drop_others(self._description.path, self._key_name)
+        self._drop_others()
         self._close()
         self._store.state.tidy()
         return base.Committed("/".join([*self._parts, name]), size, hex_digits, durable)
@@ -269,7 +273,10 @@ class LocalStaging(base.Staging):
         found = self._check_target()
         if policy == "replace" or (policy == "newer" and (found is None or self._is_newer(found))):
             self._remember(self._name, size, hex_digits)
-            os.rename(self._head.staged, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            with self._store.turn:
+                replaced = file_size(self._name, self._folder)
+                os.rename(self._head.staged, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self.replaced = replaced
             return self._name
         names: Iterable[str] = [self._name] if policy != "rename" else copies(self._name)
         for name in names:
@@ -283,6 +290,10 @@ class LocalStaging(base.Staging):
         ours = self._description.mtime_ns
         return ours is None or ours > found.st_mtime_ns
 
+    @property
+    def _receipt(self) -> str:
+        return receipt_name(self._description.transfer or "", self._description.owner)
+
     def _remember(self, name: str, size: int, hex_digits: str) -> None:
         d = self._description
         if not (d.transfer and self._store.receipts):
@@ -294,8 +305,9 @@ class LocalStaging(base.Staging):
             "file": [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns],
             "size": size,
             "hex": hex_digits,
+            "owner": d.owner,
         }
-        self._store.state.write_receipt(d.transfer, record)
+        self._store.state.write_receipt(self._receipt, record)
 
     def release(self) -> None:
         self._close()

@@ -11,9 +11,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from typing import Any, Final
 
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
 from ftransfer import paths
 from ftransfer.errors import Busy, FtransferError, Refused, from_os
@@ -30,6 +31,54 @@ CLOCK_STEPS = (1, 100, 1_000, 1_000_000, 10_000_000, 1_000_000_000, 2_000_000_00
 def journal_prefix(path: str) -> str:
     """Return what the names of all journals of a path begin with."""
     return f"{xxh3_128_hexdigest(path.encode())}-"
+
+
+def journal_name(path: str, size: int | None, identity: str, owner: str) -> str:
+    """Return the name of a journal: the same for the same content meant for the same path by the same owner.
+
+    What an owner has staged can be counted by the names alone, so these say the owner and the size.
+    """
+    prefix = f"{journal_prefix(path)}{xxh3_64_intdigest(f'{size} {identity}'.encode()):016x}"
+    if not owner:
+        return prefix + JOURNAL
+    return f"{prefix}-{'' if size is None else f'{size:x}'}-{_tag(owner)}{JOURNAL}"
+
+
+def is_of(name: str, owner: str) -> bool:
+    """Tell whether a journal is of this owner."""
+    if not owner:
+        return name.count("-") == 1
+    return name.endswith(f"-{_tag(owner)}{JOURNAL}")
+
+
+def announced(name: str) -> int | None:
+    """Return the size in a journal's name, None for a stream, or where the name does not tell."""
+    parts = name.split("-")
+    try:
+        return int(parts[2], 16) if len(parts) == 4 and parts[2] else None
+    except ValueError:
+        return None
+
+
+def receipt_name(transfer: str, owner: str) -> str:
+    """Return the name of the record of what a transfer of an owner committed."""
+    return f"{transfer}-{_tag(owner)}" if owner else transfer
+
+
+def _tag(owner: str) -> str:
+    return f"{xxh3_64_intdigest(owner.encode()):016x}"
+
+
+_PLAIN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""O_NONBLOCK: opening a FIFO that somebody put there must not wait."""
+
+
+def _regular(fd: int, name: str) -> int:
+    """Return a descriptor that is of a regular file. Raises Refused."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise Refused(f"{name} in the staging area is not a file", hint=f"remove {FOLDER} from the served folder")
 
 
 _MISSING: Final = None
@@ -136,13 +185,13 @@ class StateFolder:
         raise Busy("the staging area changes too fast")
 
     def _open_journal(self, name: str, create: bool) -> int | None:
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        flags = os.O_RDWR | _PLAIN_FLAGS | (os.O_CREAT if create else 0)
         while True:
             folder = self._open(create=create)
             if folder is None:
                 return None
             try:
-                return os.open(name, flags, 0o600, dir_fd=folder)
+                return _regular(os.open(name, flags, 0o600, dir_fd=folder), name)
             except FileNotFoundError:
                 if not create:
                     return None
@@ -178,16 +227,7 @@ class StateFolder:
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, or None if it is not there."""
         folder = self._open(create=False)
-        if folder is None:
-            return None
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        except OSError:
-            return None
-        finally:
-            os.close(folder)
-        with open(fd, "rb") as file:
-            return file.read()
+        return None if folder is None else _read(name, folder)
 
     def mtime_ns(self, name: str) -> int:
         """Return when a file was last written, 0 if it is not there."""
@@ -247,28 +287,32 @@ class StateFolder:
         state, fd = self._find()
         if fd is None:
             return
-        os.close(fd)
-        for name in (f"{state}/{RECEIPTS}", state):
-            try:
-                os.rmdir(name, dir_fd=self._root_fd)
-            except OSError:
-                pass  # in use, or gone
+        try:
+            for name, above in ((RECEIPTS, fd), (state, self._root_fd)):
+                try:
+                    os.rmdir(name, dir_fd=above)
+                except OSError:
+                    pass  # in use, or gone
+        finally:
+            os.close(fd)
 
-    def write_receipt(self, transfer: str, record: dict[str, Any]) -> None:
+    # Records of what was committed; names as `receipt_name` makes them.
+
+    def write_receipt(self, name: str, record: dict[str, Any]) -> None:
         """Remember what a transfer is about to commit; it counts only if the target is then that very file."""
         folder = self._open(create=True)
         assert folder is not None
         try:
-            fd = self._create_receipt(folder, transfer)
+            fd = self._create_receipt(folder, name)
         finally:
             os.close(folder)
         with open(fd, "w", encoding="utf-8") as file:
             json.dump(record, file)
 
     @staticmethod
-    def _create_receipt(folder: int, transfer: str) -> int:
+    def _create_receipt(folder: int, name: str) -> int:
         """Return a descriptor of the empty record; others may make, and remove, the empty folder meanwhile."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _PLAIN_FLAGS
         for _ in range(_ATTEMPTS):
             try:
                 os.mkdir(RECEIPTS, 0o700, dir_fd=folder)
@@ -279,36 +323,68 @@ class StateFolder:
             except FileNotFoundError:
                 continue
             try:
-                return os.open(transfer, flags, 0o600, dir_fd=receipts)
+                return _regular(os.open(name, flags, 0o600, dir_fd=receipts), name)
             except FileNotFoundError:
                 continue
             finally:
                 os.close(receipts)
         raise Busy("the staging area changes too fast")
 
-    def read_receipt(self, transfer: str) -> dict[str, Any] | None:
+    def _open_receipts(self) -> int | None:
+        """Return a descriptor of the folder of the records, if there is one."""
+        folder = self._open(create=False)
+        if folder is None:
+            return None
+        try:
+            return os.open(RECEIPTS, FOLDER_FLAGS, dir_fd=folder)
+        except OSError:
+            return None  # none there, or somebody has put something else there
+        finally:
+            os.close(folder)
+
+    def read_receipt(self, name: str) -> dict[str, Any] | None:
         """Return what was remembered of a transfer, or None; a torn record is none."""
-        data = self.read(f"{RECEIPTS}/{transfer}")
+        receipts = self._open_receipts()
+        data = None if receipts is None else _read(name, receipts)
         try:
             record = dict(json.loads(data)) if data else {}
-        except (ValueError, TypeError):
+            paths.check(record["path"])
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             return None
         return record if record.keys() >= {"asked", "path", "file", "size", "hex"} else None
 
+    def remove_receipt(self, name: str) -> None:
+        """Forget what was remembered of a transfer."""
+        receipts = self._open_receipts()
+        if receipts is not None:
+            try:
+                unlink_if_there(name, receipts)
+            finally:
+                os.close(receipts)
+
     def sweep_receipts(self, before_ns: int) -> None:
         """Drop records older than that time."""
-        folder = self._open(create=False)
-        if folder is None:
+        receipts = self._open_receipts()
+        if receipts is None:
             return
-        try:
-            receipts = os.open(RECEIPTS, FOLDER_FLAGS, dir_fd=folder)
-        except FileNotFoundError:
-            return
-        finally:
-            os.close(folder)
         try:
             for name in os.listdir(receipts):
-                if os.stat(name, dir_fd=receipts, follow_symlinks=False).st_mtime_ns < before_ns:
-                    unlink_if_there(name, receipts)
+                try:
+                    if os.stat(name, dir_fd=receipts, follow_symlinks=False).st_mtime_ns < before_ns:
+                        os.unlink(name, dir_fd=receipts)
+                except OSError:
+                    pass  # another process swept it, or it is no record
         finally:
             os.close(receipts)
+
+
+def _read(name: str, folder: int) -> bytes | None:
+    """Return the bytes of a file in a folder, whose descriptor is closed, or None if there is no such file."""
+    try:
+        fd = _regular(os.open(name, os.O_RDONLY | _PLAIN_FLAGS, dir_fd=folder), name)
+    except (OSError, Refused):
+        return None
+    finally:
+        os.close(folder)
+    with open(fd, "rb") as file:
+        return file.read()

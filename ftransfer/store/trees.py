@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 from ftransfer import digests, paths
 from ftransfer.errors import BadPath, FtransferError, NotAFile, NotFound, SourceChanged
-from ftransfer.store.base import Description, Entry, Source, Staging, Store
+from ftransfer.store.base import Description, Entry, Freed, Source, Staging, Store
 
 
 class Room(NamedTuple):
@@ -119,10 +119,14 @@ class Reader(ABC):
 
 
 class PlainTree(Tree):
-    """A tree in any store: each file is a transfer of its own."""
+    """A tree in any store: each file is a transfer of its own.
 
-    def __init__(self, store: Store, path: str, if_exists: str):
+    Arguments: `freed` is told of the bytes of files that are replaced or removed.
+    """
+
+    def __init__(self, store: Store, path: str, if_exists: str, *, freed: Freed | None = None):
         self._store = store
+        self._freed = freed
         self._base = path
         self._if_exists = if_exists
         self._staged: list[tuple[Staging, int, str]] = []
@@ -159,6 +163,9 @@ class PlainTree(Tree):
             except FtransferError as exc:
                 staging.discard()
                 failed[at] = exc
+            else:
+                if self._freed is not None:
+                    self._freed(staging.replaced)
         for at, facts in enumerate(folders):
             try:
                 self.folder(*facts)
@@ -183,7 +190,7 @@ class PlainTree(Tree):
         staging.commit(size, hex_digits)
 
     def remove(self, path: str) -> None:
-        self._store.remove(paths.join(self._base, path))
+        self._store.remove(paths.join(self._base, path), freed=self._freed)
 
     def close(self) -> None:
         while self._staged:

@@ -11,17 +11,16 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from threading import Lock
 
 from ftransfer import paths
 from ftransfer.errors import FtransferError, NotAFile, NotFound, Refused, from_os
-from ftransfer.store.base import Enters, OnError, always, pass_over
-from ftransfer.store.folders import FOLDER_FLAGS, open_folder, translated, unlink_if_there
+from ftransfer.store.base import Enters, Freed, OnError, always, pass_over
+from ftransfer.store.folders import FOLDER_FLAGS, Identity, identity, open_folder, translated, unlink_counted
 from ftransfer.store.reading import resolve
 
 FAR = 200
 """Characters of a path that is neither too long nor too deep, whatever it is."""
-Identity = tuple[int, int]
-"""Device and inode of a folder."""
 
 
 class _Level:
@@ -32,7 +31,7 @@ class _Level:
     def __init__(self, prefix: str, fd: int, kept: int):
         self.prefix = prefix
         self.names = iter(sorted(os.listdir(fd)))
-        self.identity = _identity(fd)
+        self.identity = identity(fd)
         self.kept = kept
         """The folder above, where a link led here; else -1, and the way back is `..`."""
 
@@ -111,7 +110,7 @@ def _enter(levels: list[_Level], path: str, fd: int, linked_below: int, on_error
         else:
             real = resolve(linked_below, path)
             inner = open_folder(linked_below, real.split("/") if real else [])
-            if _identity(inner) in [level.identity for level in levels]:
+            if identity(inner) in [level.identity for level in levels]:
                 raise NotAFile("symbolic links that lead in a circle", path=path, hint="--links skip leaves them out")
         levels.append(_Level(path + "/", inner, -1 if linked_below < 0 else fd))
     except (FtransferError, OSError) as raised:
@@ -139,7 +138,7 @@ def _leave(levels: list[_Level], top: int, fd: int, on_error: OnError) -> int:
         path = above.prefix.rstrip("/")
         try:
             again = open_folder(top, path.split("/") if path else [])
-            if _identity(again) == above.identity:
+            if identity(again) == above.identity:
                 os.close(fd)
                 return again
             os.close(again)
@@ -158,19 +157,24 @@ def _back(fd: int, kept: int, expected: Identity) -> int:
     return kept
 
 
-def remove_tree(name: str, dir_fd: int) -> None:
-    """Remove the folder `name` and all that is below it. Raises OSError."""
+def remove_tree(name: str, dir_fd: int, turn: Lock, freed: Freed | None = None) -> None:
+    """Remove the folder `name` and all that is below it. Raises OSError.
+
+    Arguments: `freed` is told of the bytes of each file, except of those that the store keeps for itself; `turn`, which
+    is taken for that.
+    """
     fd = os.open(name, FOLDER_FLAGS, dir_fd=dir_fd)
     try:
-        stack = [(name, _remove_files(fd), _identity(fd))]
+        stack = [(name, _remove_files(fd, turn, freed), identity(fd), freed)]
         while True:
-            this, folders, _ = stack[-1]
+            this, folders, _, counted = stack[-1]
             if folders:
                 inner_name = folders.pop()
                 inner = os.open(inner_name, FOLDER_FLAGS, dir_fd=fd)
                 os.close(fd)
                 fd = inner
-                stack.append((inner_name, _remove_files(fd), _identity(fd)))
+                counted = None if paths.is_reserved(inner_name) else counted
+                stack.append((inner_name, _remove_files(fd, turn, counted), identity(fd), counted))
                 continue
             stack.pop()
             if not stack:
@@ -182,27 +186,25 @@ def remove_tree(name: str, dir_fd: int) -> None:
     os.rmdir(name, dir_fd=dir_fd)
 
 
-def _remove_files(fd: int) -> list[str]:
+def _remove_files(fd: int, turn: Lock, freed: Freed | None) -> list[str]:
     """Remove what is no folder, and return the names of the folders."""
     folders = []
     with os.scandir(fd) as scan:
         for entry in scan:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.name)
-            else:
-                unlink_if_there(entry.name, fd)
+                continue
+            try:
+                unlink_counted(entry.name, fd, turn, None if paths.is_reserved(entry.name) else freed)
+            except FileNotFoundError:
+                pass  # it was removed meanwhile
     return folders
-
-
-def _identity(fd: int) -> Identity:
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino
 
 
 def _up(fd: int, expected: Identity) -> int:
     """Close a folder and return the one above it, if that is still the expected one."""
     above = os.open("..", FOLDER_FLAGS, dir_fd=fd)
-    if _identity(above) != expected:
+    if identity(above) != expected:
         os.close(above)
         raise OSError(errno.ENOENT, "the folder was moved meanwhile")
     os.close(fd)
