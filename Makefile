@@ -79,7 +79,7 @@ $(VENV)/.backend: $(VENV)/.created pyproject.toml
 
 $(VENV)/.installed: $(VENV)/.backend $(SOURCES)
 	@echo "installing ftransfer in $(VENV)"
-	@$(PIP) install --no-build-isolation .
+	@$(PIP) install --no-build-isolation '.[tls]'
 	@touch $@
 
 # Only the tools of an extra; the package itself comes with .installed.

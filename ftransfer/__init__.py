@@ -19,7 +19,8 @@ SOFTWARE = f"ftransfer/{__version__}"
 
 if TYPE_CHECKING:
     from ftransfer import errors
-    from ftransfer.client import Remote, connect
+    from ftransfer.client import Remote
+    from ftransfer.connecting import connect
     from ftransfer.digests import Digest
     from ftransfer.downloading import local_partials
     from ftransfer.errors import FtransferError
@@ -50,7 +51,7 @@ _WHERE = {
     "TreeVerifyResult": "results",
     "VerifyResult": "results",
     "checksum_file": "sources",
-    "connect": "client",
+    "connect": "connecting",
     "local_partials": "downloading",
     "read_rules": "filters",
 }

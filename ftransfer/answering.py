@@ -8,11 +8,11 @@ from typing import Any
 
 from ftransfer import digests, net, paths, wire
 from ftransfer.channel import Channel
-from ftransfer.errors import FtransferError, NotAFile, NotFound, Refused
+from ftransfer.errors import FtransferError, NotAFile, NotFound
 from ftransfer.host import Host, Outcome
 from ftransfer.packing import row_size
 from ftransfer.receiving import SIGN_OF_LIFE, with_life
-from ftransfer.store.base import Entry, Source
+from ftransfer.store.base import Entry, Source, Store
 
 MOST_FAILED = 32
 """Failures in a page of entries."""
@@ -22,17 +22,12 @@ ROWS = 128
 """Rows in a page of hashes, below the limit of a header also where each is a long message."""
 
 
-def check_writable(host: Host) -> None:
-    """Raise Refused if the server lets nobody change anything."""
-    if host.read_only:
-        raise Refused("this server only lets you read", hint="start it without --read-only to write")
-
-
 class Answers:
-    """Answers the requests of one connection."""
+    """Answers the requests of one connection, from the store as its client may see it."""
 
-    def __init__(self, server: Host, channel: Channel):
+    def __init__(self, server: Host, channel: Channel, store: Store):
         self._server = server
+        self._store = store
         self.channel = channel
         self.handlers: dict[type[wire.Message], Callable[[Any], Outcome]] = {
             wire.List: self._list,
@@ -54,7 +49,7 @@ class Answers:
             if message.recursive:
                 failed.append((paths.short(paths.printable(path), MOST_SHOWN), exc.code, paths.short(exc.message, 150)))
 
-        entries = self._server.store.entries(
+        entries = self._store.entries(
             message.path, recursive=message.recursive, follow=message.links == "follow", on_error=on_error
         )
         for rows, more in _pages(entries):
@@ -68,14 +63,14 @@ class Answers:
         del failed[:MOST_FAILED]
 
     def _stat(self, message: wire.Stat) -> Outcome:
-        entry = self._server.store.stat(message.path)
+        entry = self._store.stat(message.path)
         self.channel.send(wire.Entries(t=message.t, rows=[(*entry,)]))
         return 0, entry.kind
 
     def _stats(self, message: wire.Stats) -> Outcome:
         rows: list[Any] = [None] * len(message.names)
         try:
-            reader = self._server.store.reader(message.path)
+            reader = self._store.reader(message.path)
         except (NotFound, NotAFile):
             pass  # then there is nothing below it
         else:
@@ -87,7 +82,7 @@ class Answers:
         return 0, f"{len(rows)} names"
 
     def _checksum(self, message: wire.Checksum) -> Outcome:
-        with self._server.store.open(message.path) as source:
+        with self._store.open(message.path) as source:
             done, hex_digits = self._hash(source, message.t, message.algorithm)
         self.channel.send(wire.Digest(t=message.t, size=done, hash=hex_digits))
         return done, "hashed"
@@ -95,7 +90,7 @@ class Answers:
     def _checksums(self, message: wire.Checksums) -> Outcome:
         total = 0
         rows: list[Any] = []
-        with self._server.store.reader(message.path, follow=message.links == "follow") as reader:
+        with self._store.reader(message.path, follow=message.links == "follow") as reader:
             for name in message.names:
                 try:
                     with reader.open(name) as source:
@@ -129,17 +124,14 @@ class Answers:
         return done, hasher.hexdigest()
 
     def _change(self, message: Any, act: Callable[[Any], None]) -> Outcome:
-        check_writable(self._server)
-        store = self._server.store
+        store = self._store
         alive = wire.Working(t=message.t, phase=message.type, done=0)
         with_life(lambda: act(store), lambda: self.channel.send(alive))  # a tree may take minutes to remove
         self.channel.send(wire.Done(t=message.t))
         return 0, "done"
 
     def _partials(self, message: wire.Partials) -> Outcome:
-        if message.clear:
-            check_writable(self._server)
-        found = self._server.store.partials(message.path, clear=message.clear)
+        found = self._store.partials(message.path, clear=message.clear)
         for rows, more in _pages((p.path, p.size, p.held, p.mtime_ns) for p in found):
             self.channel.send(wire.Staged(t=message.t, rows=rows, more=more))
         return 0, f"{len(found)} {'dropped' if message.clear else 'unfinished'}"

@@ -16,10 +16,13 @@ from ftransfer.digests import DEFAULT, Digest
 from ftransfer.errors import (
     AlreadyExists,
     FtransferError,
+    LoginNeeded,
     NotAFile,
     NotFound,
+    Refused,
     UsageError,
 )
+from ftransfer.identity import Identity
 from ftransfer.link import Link, Patience
 from ftransfer.progress import Observer, ignore
 from ftransfer.results import EntryVerdict, Pong, TransferResult, TreeVerifyResult, VerifyResult
@@ -37,25 +40,6 @@ if TYPE_CHECKING:
 Local = str | os.PathLike[str]
 
 
-def connect(
-    url: str,
-    *,
-    timeout: float = 60.0,
-    retry_for: float | None = None,
-    max_time: float | None = None,
-    limit_rate: float | None = None,
-    cancel: threading.Event | None = None,
-) -> Remote:
-    """Return a `Remote` for the folder at `url`; the connection is made when it is first needed.
-
-    Arguments: `timeout`, seconds without a byte after which the server counts as dead; `retry_for`, seconds without
-    progress after which retries end (None: 600 once a connection stood, no retry before that); `max_time`, seconds
-    for everything;
-    `limit_rate` in bytes a second; `cancel`, an event that stops everything with Cancelled. Raises UsageError.
-    """
-    return Remote(net.parse_url(url), Patience(timeout, retry_for, max_time), limit_rate=limit_rate, cancel=cancel)
-
-
 class Remote:
     """A folder on a server.
 
@@ -71,9 +55,10 @@ class Remote:
         *,
         limit_rate: float | None = None,
         cancel: threading.Event | None = None,
+        identity: Identity | None = None,
     ):
         self.address = address
-        self._link = Link(address, patience or Patience(), limit_rate=limit_rate, cancel=cancel)
+        self._link = Link(address, patience or Patience(), identity=identity, limit_rate=limit_rate, cancel=cancel)
 
     def __enter__(self) -> Self:
         return self
@@ -280,6 +265,10 @@ class Remote:
                 is_folder = self.stat(path).kind == FOLDER
             except NotFound:
                 pass
+            except Refused as exc:
+                if not exc.remote or isinstance(exc, LoginNeeded):
+                    raise
+                # Who may not look (a drop box) gives the whole name.
         if not is_folder:
             return path
         if source is None:

@@ -16,17 +16,21 @@ from ftransfer.channel import SLICE, Channel
 from ftransfer.errors import (
     Busy,
     Cancelled,
+    ConnectionLost,
     FtransferError,
     OutOfTurn,
     ServerFull,
     TimedOut,
     from_code,
 )
+from ftransfer.identity import Identity
 from ftransfer.progress import Observer, Progress, ignore
 from ftransfer.session import CLIENT
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
+TRIES = 3
+"""Times that a first connection is tried which the server closes before it says welcome: there may be a crowd."""
 WELCOME_SECONDS = 20.0
 """Longest wait for a server to say welcome."""
 DEFAULT_RETRY_FOR = 600.0
@@ -67,7 +71,8 @@ class Throttle:
 class Link:
     """The connection of one client to one server.
 
-    Arguments: `limit_rate` in bytes a second, None for as fast as it goes; `cancel`, an event that stops everything.
+    Arguments: `identity`, whom to trust and what to show; `limit_rate` in bytes a second, None for as fast as it goes;
+    `cancel`, an event that stops everything.
     """
 
     def __init__(
@@ -75,11 +80,13 @@ class Link:
         address: net.Address,
         patience: Patience,
         *,
+        identity: Identity | None = None,
         limit_rate: float | None = None,
         cancel: threading.Event | None = None,
     ):
         self.address = address
         self.patience = patience
+        self.identity = identity or Identity()
         self.cancel = cancel
         self.welcome: wire.Welcome | None = None
         self.connect_seconds = 0.0
@@ -91,7 +98,7 @@ class Link:
 
     def another(self) -> Link:
         """Return a link of its own to the same server, with the same patience and end; `stop` ends it alone."""
-        made = Link(self.address, self.patience, cancel=self.cancel)
+        made = Link(self.address, self.patience, identity=self.identity, cancel=self.cancel)
         made._until = self._until
         return made
 
@@ -125,7 +132,15 @@ class Link:
     def channel(self) -> Channel:
         """Return the open connection; make one if there is none. Raises Unreachable, VersionMismatch and the like."""
         if self._channel is None:
-            self._channel = self._connect()
+            for left in reversed(range(TRIES)):
+                try:
+                    self._channel = self._connect()
+                    break
+                except ConnectionLost:
+                    if not left or self._former is not None or self.patience.retry_for is not None:
+                        raise  # who has been connected once, or was told how long to try, is patient elsewhere
+                    self._sleep(FIRST_DELAY)
+        assert self._channel is not None
         return self._channel
 
     def _connect(self) -> Channel:
@@ -134,7 +149,7 @@ class Link:
         timeout = self.patience.timeout
         if self._until is not None:
             timeout = max(0.01, min(timeout, self._until - started))
-        sock = net.dial(self.address, timeout)
+        sock = self.identity.dial(self.address, timeout)
         channel = Channel(
             sock,
             role=CLIENT,
@@ -144,7 +159,14 @@ class Link:
             slice_size=self._throttle.slice_size if self._throttle else SLICE,
         )
         try:
-            channel.send(wire.Hello(versions=[wire.VERSION], software=SOFTWARE, former=self._former))
+            hello = wire.Hello(
+                versions=[wire.VERSION],
+                software=SOFTWARE,
+                former=self._former,
+                token=self.identity.token_for(self.address, sock),
+                user=self.address.user or None,
+            )
+            channel.send(hello)
             self.welcome = self._read_welcome(channel)
         except BaseException:
             channel.close()

@@ -1,36 +1,34 @@
-"""Addresses, dialling, listening and socket options: the only module that makes sockets.
+"""Addresses, dialling and socket options; `listening` has the other side.
 
-`ft://HOST[:PORT]/PATH` reaches this machine in the clear; `ft+plain://` spells that out for any host, and
-`ft+unix://%2Frun%2Fft.sock/PATH` is a Unix socket. Called by the client, the server and the command.
+`ft://[USER@]HOST[:PORT]/PATH` is TLS, except to this machine itself, where it is plain; `ft+tls://` and `ft+plain://`
+spell it out, and `ft+unix://%2Frun%2Fft.sock/PATH` is a Unix socket. Called by the client, the server and the command.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import stat
 import sys
 from typing import Any, NamedTuple
 
 from ftransfer import paths
-from ftransfer.errors import AlreadyExists, FtransferError, TimedOut, Unreachable, UsageError, from_os
+from ftransfer.errors import FtransferError, TimedOut, Unreachable, UsageError
 
 DEFAULT_PORT = 7788
-BACKLOG = 128
+ANONYMOUS = "anonymous"
+"""The user of an address who shows no token."""
 KEEPALIVE_IDLE = 30
 KEEPALIVE_INTERVAL = 10
 KEEPALIVE_COUNT = 6
-MAX_UNIX_PATH = 100
-"""Longest path of a Unix socket, in bytes, that every system takes."""
 _SAFE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@/"
-SCHEMES = ("ft", "ft+plain", "ft+unix")
+SCHEMES = ("ft", "ft+tls", "ft+plain", "ft+unix")
 
 
 class Address(NamedTuple):
     """Where a server is, and a path on it.
 
     `scheme` is one of SCHEMES; `host` the path of the socket for ft+unix; `path` a wire path or "";
-    `is_folder` tells whether the address ended in a slash.
+    `is_folder` tells whether the address ended in a slash; `user` is whose token is meant, "" for whatever there is.
     """
 
     scheme: str
@@ -38,6 +36,7 @@ class Address(NamedTuple):
     port: int
     path: str
     is_folder: bool
+    user: str = ""
 
     @property
     def endpoint(self) -> str:
@@ -45,7 +44,13 @@ class Address(NamedTuple):
         if self.scheme == "ft+unix":
             return f"ft+unix://{quote(self.host, _SAFE.replace('/', ''))}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        user = f"{quote(self.user)}@" if self.user else ""
+        return f"{self.scheme}://{user}{host}:{self.port}"
+
+    @property
+    def place(self) -> str:
+        """What a certificate is remembered by."""
+        return f"{self.host.lower()}:{self.port}"
 
     def __str__(self) -> str:
         return f"{self.endpoint}/{quote(self.path)}"
@@ -84,12 +89,19 @@ def parse_url(text: str) -> Address:
         if not host:
             raise UsageError("the address names no socket", hint="write ft+unix://%2Frun%2Fft.sock/path")
         return Address(scheme, host, 0, path, is_folder)
-    if "@" in authority:
-        raise UsageError("this version knows no users", hint=f"write {scheme}://host:port/path")
-    host, port = _host_and_port(authority, DEFAULT_PORT)
+    user, at, where = authority.rpartition("@")
+    if ":" in user:
+        raise UsageError(
+            "an address holds no password: it would be seen in lists of processes and in histories",
+            hint=f"ftransfer login {scheme}://{where}/ asks for the token; scripts set FTRANSFER_TOKEN_FILE",
+        )
+    user = _unquote(user)
+    if at and not (user.isascii() and user.replace("_", "").replace(".", "").replace("-", "").isalnum()):
+        raise UsageError(f"no user can be called {user[:40]!r}")
+    host, port = host_and_port(where, DEFAULT_PORT)
     if not host:
         raise UsageError(f"the address {text[:80]!r} names no host")
-    return Address(scheme, host, port, path, is_folder)
+    return Address(scheme, host, port, path, is_folder, user)
 
 
 def _unquote(text: str) -> str:
@@ -100,7 +112,8 @@ def _unquote(text: str) -> str:
     return unquote(text, errors="surrogateescape")
 
 
-def _host_and_port(text: str, default: int) -> tuple[str, int]:
+def host_and_port(text: str, default: int) -> tuple[str, int]:
+    """Return what `HOST:PORT` means. Raises UsageError."""
     if text.startswith("["):
         host, closed, rest = text[1:].partition("]")
         if not closed or (rest and not rest.startswith(":")):
@@ -134,7 +147,7 @@ def tune(sock: socket.socket) -> None:
 def dial(address: Address, timeout: float) -> socket.socket:
     """Return a connected socket, trying each of the host's addresses in turn.
 
-    Arguments: `timeout` in seconds for each. Raises Unreachable, TimedOut; UsageError where the address asks for TLS.
+    Arguments: `timeout` in seconds for each. Raises Unreachable, TimedOut.
     """
     if address.scheme == "ft+unix":
         return _connect(socket.AF_UNIX, address.host, address, timeout)
@@ -142,8 +155,6 @@ def dial(address: Address, timeout: float) -> socket.socket:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
         raise Unreachable(f"cannot find the host {address.host!r}", hint="check the name of the host") from exc
-    if address.scheme == "ft":
-        _refuse_clear_text(address, [str(info[4][0]) for info in found])
     error: FtransferError | None = None
     for family, _, _, _, where in found:
         try:
@@ -153,18 +164,42 @@ def dial(address: Address, timeout: float) -> socket.socket:
     raise error or Unreachable(f"the host {address.host!r} has no address")
 
 
-def _refuse_clear_text(address: Address, found: list[str]) -> None:
-    """`ft://` promises TLS beyond this machine; until this version has it, clear text has to be asked for."""
-    if not all(is_loopback(host) for host in found):
-        raise UsageError(
-            f"{address.host} is another machine, where ft:// means TLS, which this version cannot speak",
-            hint=f"{address._replace(scheme='ft+plain').endpoint}/ sends everything in the clear: for trusted networks",
-        )
+def wants_tls(address: Address, sock: socket.socket) -> bool:
+    """Tell whether an address asks for TLS on the connection that was made to it.
+
+    `ft://` is plain only where the address itself says that it is this machine, and is right: what a name server says
+    decides nothing.
+    """
+    return asks_for_tls(address) or (address.scheme == "ft" and not is_local(sock))
+
+
+def asks_for_tls(address: Address) -> bool:
+    """Tell whether an address, as it is typed, is one for TLS."""
+    if address.scheme != "ft":
+        return address.scheme == "ft+tls"
+    host = address.host.lower().rstrip(".")
+    return not (host == "localhost" or host.endswith(".localhost") or is_loopback(host))
+
+
+def is_local(sock: socket.socket, *, peer: bool = True) -> bool:
+    """Tell whether a connected socket never leaves this machine.
+
+    Arguments: `peer` looks at the other end's address, else at our own. A connection to an address of this machine that
+    others reach, too, does not count.
+    """
+    if sock.family == socket.AF_UNIX:
+        return True
+    try:
+        name = sock.getpeername() if peer else sock.getsockname()
+    except OSError:
+        return False  # it has gone
+    return is_loopback(str(name[0]))
 
 
 def is_loopback(host: str) -> bool:
     """Tell whether a numeric address is this machine's own."""
-    return host == "::1" or host.startswith(("127.", "::ffff:127."))
+    digits = host.removeprefix("::ffff:")
+    return host == "::1" or (digits.startswith("127.") and digits.replace(".", "").isdigit())
 
 
 def _connect(family: int, where: Any, address: Address, timeout: float) -> socket.socket:
@@ -185,116 +220,26 @@ def _connect(family: int, where: Any, address: Address, timeout: float) -> socke
     return sock
 
 
-def listen(text: str, *, insecure: bool = False) -> list[socket.socket]:
-    """Return listening sockets for `HOST:PORT`, `[::1]:PORT`, `:PORT` (all interfaces) or `unix:PATH`.
-
-    Arguments: `insecure` allows addresses that other machines can reach. Raises UsageError, Unreachable if it cannot be
-    bound.
-    """
-    if text.startswith("unix:"):
-        return [_listen_unix(text.removeprefix("unix:"))]
-    host, port = _host_and_port(text, DEFAULT_PORT)
-    if not host:
-        _check_reach("every interface", insecure)
-        return [_bind(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET, "", port)]
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as exc:
-        raise UsageError(f"cannot listen on {text!r}: no such address") from exc
-    sockets: list[socket.socket] = []
-    try:
-        for family, _, _, _, where in found:
-            if not is_loopback(str(where[0])):
-                _check_reach(str(where[0]), insecure)
-            # With port 0 all families get the port that the first one got.
-            bound = sockets[0].getsockname()[1] if sockets else port
-            sockets.append(_bind(family, str(where[0]), bound))
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
+def host_group(host: str) -> str:
+    """Return what connections are counted by: the address, and for IPv6 its first half, of which one owner has all."""
+    if ":" not in host or host.startswith("unix:"):
+        return host
+    return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8].hex()
 
 
-def _check_reach(where: str, insecure: bool) -> None:
-    if not insecure:
-        raise UsageError(
-            f"refusing to listen on {where}: other machines reach it, and could read and write in the clear",
-            hint="listen on 127.0.0.1, [::1] or unix:PATH; or add --insecure on a network where you trust everybody",
-        )
-
-
-def _bind(family: int, host: str, port: int) -> socket.socket:
-    dual = family == socket.AF_INET6 and not host
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual)
-    except OSError as exc:
-        reason = os.strerror(exc.errno).lower() if exc.errno else str(exc)
-        raise Unreachable(
-            f"cannot listen on {host or '*'}:{port}: {reason}", hint="choose another port; port 0 takes a free one"
-        ) from exc
-
-
-def _listen_unix(path: str) -> socket.socket:
-    if not path or len(os.fsencode(path)) > MAX_UNIX_PATH:
-        raise UsageError(f"the path of a Unix socket has 1 to {MAX_UNIX_PATH} bytes")
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    old = os.umask(0o177)  # only the owner may connect
-    try:
-        sock.bind(path)
-        sock.listen(BACKLOG)
-    except OSError as exc:
-        sock.close()
-        raise from_os(exc, path) from exc
-    finally:
-        os.umask(old)
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on any more; anything else of that name stays."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise AlreadyExists("there is a file of that name", path=path, hint="choose another path for the socket")
-    except FileNotFoundError:
-        return
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        probe.connect(path)
-    except ConnectionRefusedError:
-        os.unlink(path)
-    except OSError:
-        pass  # binding will say what is wrong
-    else:
-        raise AlreadyExists("a server listens on this socket already", path=path)
-    finally:
-        probe.close()
-
-
-def urls(sock: socket.socket) -> list[str]:
-    """Return the addresses, as the client takes them, under which a listening socket is reached."""
-    name = sock.getsockname()
-    if sock.family == socket.AF_UNIX:
-        return [f"{Address('ft+unix', os.path.abspath(name), 0, '', True)}"]
-    host, port = str(name[0]), int(name[1])
-    if is_loopback(host):
-        return [str(Address("ft", host, port, "", True))]
-    if host in ("::", "0.0.0.0"):  # noqa: S104 - compared, not bound
-        return [str(Address("ft+plain", socket.gethostname(), port, "", True)), f"ft://127.0.0.1:{port}/"]
-    return [str(Address("ft+plain", host, port, "", True))]
-
-
-def describe_peer(sock: socket.socket) -> str:
-    """Return who is at the other end, for a log line."""
-    try:
-        name = sock.getpeername()
-    except OSError:
-        return "gone"
+def peer_host(sock: socket.socket) -> str:
+    """Return the numeric address of the other end, or its user for a Unix socket."""
     if sock.family == socket.AF_UNIX:
         return f"unix:{_unix_uid(sock)}"
-    host = str(name[0]).removeprefix("::ffff:")
-    return f"[{host}]:{name[1]}" if ":" in host else f"{host}:{name[1]}"
+    try:
+        return str(sock.getpeername()[0]).removeprefix("::ffff:")
+    except OSError:
+        return "gone"
+
+
+def is_ours(sock: socket.socket) -> bool:
+    """Tell whether a Unix socket leads to a process of our user, or of root; others are not asked."""
+    return sock.family != socket.AF_UNIX or _unix_uid(sock) in (f"uid={os.geteuid()}", "uid=0", "local")
 
 
 def _unix_uid(sock: socket.socket) -> str:
@@ -304,6 +249,18 @@ def _unix_uid(sock: socket.socket) -> str:
     return f"uid={int.from_bytes(credentials[4:8], sys.byteorder)}"
 
 
+def describe_peer(sock: socket.socket) -> str:
+    """Return who is at the other end, for a log line."""
+    host = peer_host(sock)
+    if host.startswith("unix:") or host == "gone":
+        return host
+    try:
+        port = sock.getpeername()[1]
+    except OSError:
+        return "gone"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def facts(sock: socket.socket) -> list[str]:
     """Return "name: value" lines about a connected socket: its addresses and options as the kernel has them."""
     lines = [f"peer: {describe_peer(sock)}"]
@@ -311,6 +268,8 @@ def facts(sock: socket.socket) -> list[str]:
         host, port = sock.getsockname()[:2]
         lines.append(f"local: {host}:{port}")
         lines.append(f"TCP_NODELAY: {sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)}")
+    if (cipher := getattr(sock, "cipher", None)) is not None and (chosen := cipher()) is not None:
+        lines.append(f"encrypted: {chosen[1]} {chosen[0]}")
     lines.append(f"SO_KEEPALIVE: {sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)}")
     lines.append(f"SO_SNDBUF: {sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)}")
     lines.append(f"SO_RCVBUF: {sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)}")

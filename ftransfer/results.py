@@ -146,7 +146,8 @@ class Pong(NamedTuple):
     round_trip_seconds: float
     server: str
     version: int
-    read_only: bool
+    user: str
+    can: list[str]
     durable: bool
     max_block: int
     window: int

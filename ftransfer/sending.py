@@ -1,8 +1,8 @@
 """The sending loop: a source goes out in blocks over a channel, while the answers to them come back.
 
 The same for an upload, where the client sends, and a download, where the server does. One thread: it sends while
-fewer than
-`wire.WINDOW` blocks stand unanswered and reads answers in between, so neither end can block the other for ever.
+fewer than `wire.WINDOW` blocks stand unanswered and reads answers in between, so neither end can block the other for
+ever.
 """
 
 from __future__ import annotations
@@ -23,53 +23,25 @@ from ftransfer.errors import (
     from_code,
     from_os,
 )
+from ftransfer.pacing import Pace
 from ftransfer.progress import Observer, Progress, ignore
 from ftransfer.store.base import Source
 
 CHUNK = 512 << 10
 """Bytes read and hashed at a time, so that they are still in the cache when they are hashed."""
-FIRST_BLOCK = 256 << 10
-"""Size of the blocks before the speed of the line is known, in bytes."""
-KNOWN = 1 << 20
-"""Bytes that say how fast a line is."""
-BLOCK_SECONDS = 2.0
-"""What a block may take on the line, so that a bad line always gets forward."""
 SIGN_OF_LIFE = 2.0
 """Seconds between two signs of life of an end that is busy."""
 ANSWERS = 0.2
 """Seconds after which a sender that waits for its source looks for answers."""
 MOST_DAMAGED = 20
 """Times that one block may be reported damaged before it is not the line's fault."""
+MOST_AGAIN = 16
+"""Times that a receiver may ask for more after the end: for what arrived damaged, or was when it was read back."""
 STREAM_SECONDS = 0.1
 """How long a stream's block waits for more bytes of a slow producer."""
 _ZEROS = bytes(CHUNK)
 
 Receive = Callable[[], wire.Message]
-
-
-class Pace:
-    """Chooses the size of the next block by what the line has carried."""
-
-    def __init__(self, largest: int = wire.MAX_BLOCK) -> None:
-        self.block = min(FIRST_BLOCK, largest)
-        self._largest = largest
-        self._since = time.monotonic()
-        self._count = 0
-
-    @property
-    def is_known(self) -> bool:
-        """Whether enough has arrived to say how fast the line is."""
-        return self._count >= KNOWN or time.monotonic() - self._since > BLOCK_SECONDS
-
-    def confirmed(self, length: int) -> None:
-        """Take note that so many bytes have arrived."""
-        self._count += length
-        elapsed = time.monotonic() - self._since
-        fits = int(self._count / max(elapsed, 1e-6) * BLOCK_SECONDS)
-        self.block = max(wire.MIN_BLOCK, min(self._largest, 1 << max(fits, 1).bit_length() - 1))
-        if elapsed > BLOCK_SECONDS:
-            self._since += elapsed / 2
-            self._count //= 2
 
 
 class Outgoing:
@@ -97,6 +69,7 @@ class Outgoing:
         self.t = t
         self.held = wait
         self.ended = False
+        self.again = 0
         self.inherited = 0
         if not wait:
             self.held_before = 0
@@ -114,12 +87,17 @@ class Outgoing:
         """Tell whether there is something to send and room for it in the window."""
         if self.held or not self.todo or len(self.in_flight) >= self.window:
             return False
+        if self.todo[0][0] in self.in_flight:  # wanted twice: answers are told apart by their offset
+            return False
         most = self.source.most_unconfirmed
         return most is None or sum(self.in_flight.values()) < most
 
     def wanted(self, message: wire.Want) -> None:
         """Take the receiver's word for what is missing. Raises ProtocolError for ranges outside the file."""
         if self.ended:
+            self.again += 1
+            if self.again > MOST_AGAIN:
+                raise ProtocolError(f"the other side wants the file for the {self.again}th time after its end")
             self.ended = False
             self.held = True
             self.todo.clear()
@@ -226,6 +204,10 @@ class Sender:
         if self._buffer is None:
             self._buffer = memoryview(bytearray(self._largest_block))
         return self._buffer
+
+    def release(self) -> None:
+        """Let go of the buffer."""
+        self._buffer = None
 
     def run(self, out: Outgoing) -> wire.Receipt:
         """Send one file and return its receipt.

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from ftransfer import SOFTWARE, net, paths, wire
-from ftransfer.answering import Answers, check_writable
+from ftransfer import accesslog, net, paths, wire
+from ftransfer.admission import Admitted
+from ftransfer.answering import Answers
 from ftransfer.channel import Channel
 from ftransfer.errors import (
     AlreadyExists,
@@ -27,22 +27,23 @@ from ftransfer.errors import (
     OutOfTurn,
     ProtocolError,
     ServerClosing,
-    ServerFull,
     SourceChanged,
     TimedOut,
-    VersionMismatch,
 )
-from ftransfer.host import Host, Outcome
+from ftransfer.greeting import greet, welcome
+from ftransfer.host import Host, Outcome, Visitor
 from ftransfer.receiving import Incoming, decide
 from ftransfer.sending import Outgoing, Sender
-from ftransfer.session import SERVER
-from ftransfer.store.base import Description
+from ftransfer.session import OPEN, SERVER
+from ftransfer.store.base import Description, Store
 from ftransfer.treeserving import ServedTrees
 
 log = logging.getLogger("ftransfer.server")
 
 
-MOST_QUEUED = 1024
+LOOK_SECONDS = 0.5
+"""Time between two looks at whether a client may still do what it does."""
+MOST_QUEUED, MOST_QUEUED_BYTES = 1024, 2 << 20
 """Messages that are kept while a file is sent."""
 
 
@@ -55,20 +56,45 @@ class _Sent(NamedTuple):
 
 
 class Connection:
-    """One client, from its hello to its end."""
+    """One client, from its hello to its end; `on_admitted` is called once it is known who it is."""
 
-    def __init__(self, server: Host, sock: socket.socket):
+    def __init__(self, server: Host, visitor: Visitor, *, on_admitted: Callable[[Visitor, str], None]):
         self._server = server
-        self.peer = net.describe_peer(sock)
+        self._visitor = visitor
+        self._on_admitted = on_admitted
+        self.peer = net.describe_peer(visitor.socket)
         self.id = os.urandom(16).hex()
-        self.channel = Channel(sock, role=SERVER, timeout=server.timeout, check=self._check)
+        self.admitted: Admitted | None = None
+        """Who was let in; until then nothing can be asked, because there are no handlers."""
+        self._looked_at = 0.0
+        self.channel = Channel(
+            visitor.socket, role=SERVER, timeout=server.timeout, check=self._check, least_rate=server.limits.least_rate
+        )
         self._incoming: dict[int, Incoming] = {}
         self._described: dict[int, tuple[wire.Put, float]] = {}
         self._outgoing: dict[int, _Sent] = {}
         self._sender = Sender(self.channel, receive=self._expect, other=self._queue_up)
-        self._trees = ServedTrees(server, self.channel, self._sender, self._log)
         self._queue: deque[wire.Message] = deque()
-        self._handlers: dict[type[wire.Message], Callable[[Any], Outcome]] = {
+        self._queued_bytes = 0
+        self._handlers: dict[type[wire.Message], Callable[[Any], Outcome]] = {}
+        self._store: Store
+        self._reads = False
+        self._user = ""
+        self._served_trees: ServedTrees | None = None
+
+    @property
+    def _trees(self) -> ServedTrees:
+        assert self._served_trees is not None
+        return self._served_trees
+
+    def _open_to(self, admitted: Admitted) -> None:
+        """Take requests from now on, of somebody who was let in."""
+        server = self._server
+        self._user = admitted.account.name
+        self._on_admitted(self._visitor, self._user)
+        self._store = server.admitted(admitted, self._visitor.host)
+        trees = self._served_trees = ServedTrees(server, self.channel, self._sender, self._log, self._store, self._user)
+        self._handlers = {
             wire.Put: self._put,
             wire.Get: self._get,
             wire.Block: lambda m: self._incoming[m.t].block(m),
@@ -79,37 +105,52 @@ class Connection:
             wire.Receipt: self._answer,
             wire.Error: self._error,
             wire.Working: lambda _: None,
-            **Answers(server, self.channel).handlers,
-            **self._trees.handlers,
+            **Answers(server, self.channel, self._store).handlers,
+            **trees.handlers,
         }
+        self.admitted = admitted
+        self._reads = "read" in admitted.account.can
+        self.channel.send(welcome(admitted, self.id, durable=self._store.capabilities.durable))
 
     def run(self) -> None:
         """Serve until the client leaves or fails; never raises."""
-        log.debug("%s connected", self.peer)
+        log.debug("%s connected%s", self.peer, ", encrypted" if self.channel.is_encrypted else "")
         try:
-            self._greet()
+            hello, admitted = greet(self._server, self.channel, self._visitor)
+            if hello.former is not None:
+                self._server.end_former(hello.former, admitted.account)
+            self._open_to(admitted)
             while (message := self._next()) is not None:
                 self._handle(message)
         except (ConnectionLost, TimedOut, ServerClosing) as exc:
-            log.info("%s connection ended: %s", self.peer, exc)
+            log.log(self._level(logging.INFO), "%s connection ended: %s", self.peer, exc)
             if not isinstance(exc, ConnectionLost):
                 self._say(exc)
         except FtransferError as exc:
-            log.warning("%s refused: %s (%s)", self.peer, paths.printable(str(exc)), exc.code)
+            log.log(self._level(logging.WARNING), "%s refused: %s (%s)", self.peer, paths.printable(str(exc)), exc.code)
             self._say(exc)
         except Exception:
             log.exception("%s internal error", self.peer)
             self._say(FtransferError("internal error"))
         finally:
             self._let_go_of_all()
-            self._hang_up()
+            self.channel.hang_up()
+            self._handlers.clear()  # or buffers would wait for the collector of cycles, which comes seldom
+            self._sender.release()
+            self.channel.release()
             log.debug("%s left", self.peer)
+
+    def _level(self, level: int) -> int:
+        return level if self.admitted is not None else logging.DEBUG  # strangers do not fill the log
 
     def _let_go_of_all(self) -> None:
         """Forget everything that is open; a failure of one keeps nothing of the others."""
+        if self._served_trees is None:
+            return
         goings: list[Callable[[], object]] = [self._trees.close]
         goings += [partial(self._let_go, t, "interrupted") for t in self._incoming]
         goings += [partial(self._end_sending, t, "interrupted") for t in self._outgoing]
+        goings.append(self._store.close)
         for go in goings:
             try:
                 go()
@@ -118,14 +159,14 @@ class Connection:
 
     def shut_down(self) -> None:
         """End the connection from another thread: the thread that owns it sees it closed."""
-        try:
-            self.channel.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed already
+        self.channel.shut_down()
 
     def _check(self) -> None:
         if self._server.closing and (self.channel.session.idle or self._server.grace_is_over):
             raise ServerClosing("the server is shutting down")
+        if self.admitted is not None and (now := time.monotonic()) - self._looked_at >= LOOK_SECONDS:
+            self._server.admission.still(self.admitted)
+            self._looked_at = now  # behind it: who is not let in any more is told so each time
 
     def _say(self, exc: FtransferError) -> None:
         """Tell the client why the connection ends, if it still listens."""
@@ -135,40 +176,7 @@ class Connection:
         except (OSError, FtransferError):
             pass  # gone, or its buffer is full: nothing more can be said
 
-    def _hang_up(self) -> None:
-        """Close so that what was said last arrives: a close with unread bytes would take it back (RST)."""
-        sock = self.channel.socket
-        try:
-            sock.shutdown(socket.SHUT_WR)
-            sock.setblocking(False)
-            for _ in range(64):
-                if not self.channel.readable(0.2) or not sock.recv(4096):
-                    break
-        except OSError:
-            pass
-        self.channel.close()
-
     # The loop.
-
-    def _greet(self) -> None:
-        patience = self._server.limits.handshake_seconds
-        hello = self.channel.receive(patience, within=patience)
-        if hello is None:
-            raise ConnectionLost("it left without a word")
-        if not isinstance(hello, wire.Hello):
-            raise OutOfTurn("the first message has to be hello")
-        if wire.VERSION not in hello.versions:
-            raise VersionMismatch(f"this server speaks version {wire.VERSION}, the client {list(hello.versions)}")
-        if hello.former is not None:
-            self._server.end_former(hello.former)
-        welcome = wire.Welcome(
-            version=wire.VERSION,
-            software=SOFTWARE,
-            session=self.id,
-            read_only=self._server.read_only,
-            durable=self._server.store.capabilities.durable,
-        )
-        self.channel.send(welcome)
 
     def _queue_up(self, message: wire.Message) -> None:
         """Keep what came while a file is sent; a request that is taken back goes from the queue."""
@@ -179,8 +187,9 @@ class Connection:
             was_queued, self._queue = len(kept) < len(self._queue), kept
             if was_queued:
                 return
-        if len(self._queue) >= MOST_QUEUED:
-            raise ProtocolError(f"more than {MOST_QUEUED} messages while a file is sent")
+        self._queued_bytes = self.channel.header_size + (self._queued_bytes if self._queue else 0)
+        if len(self._queue) >= MOST_QUEUED or self._queued_bytes > MOST_QUEUED_BYTES:
+            raise ProtocolError("too many messages while a file is sent")
         self._queue.append(message)
 
     def _next(self) -> wire.Message | None:
@@ -243,25 +252,29 @@ class Connection:
     # Files.
 
     def _put(self, put: wire.Put) -> Outcome:
-        store = self._server.store
-        check_writable(self._server)
+        store = self._store
         description = Description(
             put.path, put.size, put.fingerprint, put.mtime_ns, put.mode, put.transfer, put.if_exists
         )
         done = store.committed(description)
         if done is not None:  # its receipt was lost
-            self.channel.send(_receipt(put.t, "stored", done.path, done.size, done.hex, durable=done.durable))
+            self.channel.send(
+                wire.Receipt(
+                    t=put.t, result="stored", path=done.path, size=done.size, hash=done.hex, durable=done.durable
+                )
+            )
             return 0, "repeated"
-        try:
-            found = store.stat(put.path)
-        except NotFound:
-            found = None
+        found = None
+        if self._reads:  # who may not look learns nothing
+            try:
+                found = store.stat(put.path)
+            except NotFound:
+                pass
         outcome = decide(found, description, put.compare, store.clock_step)
         if outcome is not None:
-            self.channel.send(_receipt(put.t, outcome, put.path, found.size if found else None))
+            self.channel.send(wire.Receipt(t=put.t, result=outcome, path=put.path, size=found.size if found else None))
             return 0, outcome
-        if not self._server.uploads.acquire(blocking=False):
-            raise ServerFull(f"the server has {self._server.limits.uploads} uploads open, which is its limit")
+        self._server.uploads.take(self._user)
         try:
             staging = store.claim(description, resume=put.resume)
             try:
@@ -270,7 +283,7 @@ class Connection:
                 staging.release()
                 raise
         except BaseException:
-            self._server.uploads.release()
+            self._server.uploads.give_back(self._user)
             raise
         incoming = Incoming(staging, put.path, put.size, algorithm=put.algorithm)
         self._incoming[put.t] = incoming
@@ -286,7 +299,7 @@ class Connection:
         except AlreadyExists:
             if put.if_exists not in ("newer", "skip"):
                 raise
-            self.channel.send(_receipt(end.t, "skipped", put.path, end.size))
+            self.channel.send(wire.Receipt(t=end.t, result="skipped", path=put.path, size=end.size))
             self._let_go(end.t, "skipped")
             return
         if done is not None:
@@ -298,7 +311,7 @@ class Connection:
         incoming = self._incoming.pop(t)
         put, started = self._described.pop(t)
         incoming.staging.release()
-        self._server.uploads.release()
+        self._server.uploads.give_back(self._user)
         self._log(put, started, incoming.received_bytes, result)
 
     def _error(self, error: wire.Error) -> None:
@@ -318,7 +331,7 @@ class Connection:
     def _get(self, get: wire.Get) -> Outcome:
         """Send a file up to its end; its receipt may come while others are sent."""
         started = time.monotonic()
-        source = self._server.store.open(get.path, follow=get.links == "follow")
+        source = self._store.open(get.path, follow=get.links == "follow")
         out = Outgoing(source, get.path, algorithm=get.algorithm)
         self._outgoing[get.t] = _Sent(get, out, started)
         out.bind(get.t, wait=get.wait)
@@ -340,6 +353,8 @@ class Connection:
         except (ConnectionLost, TimedOut, ServerClosing):
             raise
         except FtransferError as exc:
+            if self.channel.session.state != OPEN:
+                raise ConnectionLost(f"the client said: {paths.printable(str(exc))}") from exc
             if not (exc.remote or isinstance(exc, (SourceChanged, DiskError))):
                 raise
             # What the client reported ends this file; what broke here was reported by the sender.
@@ -370,15 +385,4 @@ class Connection:
         self._log(sent.get, sent.started, sent.out.sent_bytes, result)
 
     def _log(self, message: Any, started: float, count: int, result: str) -> None:
-        """Write the one line of a request: peer, what, path, bytes, seconds, rate, result."""
-        seconds = time.monotonic() - started
-        rate = count / seconds / (1 << 20) if seconds > 0 else 0.0
-        names = [paths.printable(getattr(message, field)) for field in ("path", "target") if hasattr(message, field)]
-        what = " ".join([message.type, " -> ".join(names) or "/"]) if names else message.type
-        log.info("%s %s %d bytes %.3f s %.1f MiB/s %s", self.peer, what, count, seconds, rate, result)
-
-
-def _receipt(
-    t: int, result: str, path: str, size: int | None, hex_digits: str | None = None, *, durable: bool = False
-) -> wire.Receipt:
-    return wire.Receipt(t=t, result=result, path=path, size=size, hash=hex_digits, durable=durable)
+        accesslog.write(message, peer=self.peer, user=self._user, started=started, count=count, result=result)

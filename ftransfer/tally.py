@@ -97,7 +97,7 @@ class Tally:
     def fail(self, path: str, exc: FtransferError, *, at_source: bool = False) -> None:
         """Take note that a file failed, or has vanished from the source."""
         result = "vanished" if at_source and isinstance(exc, NotFound) else "failed"
-        if paths.printable(path) not in exc.message:  # the other end may have named it
+        if f"{paths.printable(path)}:" not in exc.message:  # the other end may have named it
             exc.path = self._join(self.source, path)
         outcome = FileResult(self._join(self.source, path), self._join(self.target, path), result, error=exc)
         self.failed.append(outcome)

@@ -14,12 +14,12 @@ from ftransfer.digests import Digest
 from ftransfer.errors import BadPath, DiskError, FtransferError, ProtocolError, Refused, from_code
 from ftransfer.largefiles import LargeDownload
 from ftransfer.link import Link
+from ftransfer.pacing import Pace
 from ftransfer.packing import ALONE, HEADER, TARGET, row_size
 from ftransfer.packstream import Row
 from ftransfer.planning import Plan, check_room
 from ftransfer.questions import Questions
 from ftransfer.receiving import with_life
-from ftransfer.sending import Pace
 from ftransfer.store.base import FILE, LINK, Entry
 from ftransfer.store.local import LocalStore
 from ftransfer.store.trees import Reader

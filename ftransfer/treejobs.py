@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -209,6 +209,10 @@ class Job:
         except NotFound:
             if not self._dry_run:
                 raise  # else there is no destination yet
+        finally:
+            for walk in (source, dest):
+                if isinstance(walk, Generator):
+                    walk.close()  # it holds folders open
 
     def _equal(self, where: str, local: str) -> Equal:
         """Return what tells whether a file is the same at both ends, by hash."""

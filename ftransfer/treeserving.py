@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from ftransfer import paths, wire
-from ftransfer.answering import check_writable
 from ftransfer.channel import Channel
-from ftransfer.errors import DiskError, FtransferError, NotAFile, NotFound, OutOfTurn, Refused, ServerFull
+from ftransfer.errors import DiskError, FtransferError, NotAFile, NotFound, OutOfTurn, Refused
 from ftransfer.host import Host, Outcome
 from ftransfer.packing import ALONE, Packer
 from ftransfer.receiving import with_life
 from ftransfer.sending import Sender
+from ftransfer.store.base import Store
 from ftransfer.store.trees import Reader
 from ftransfer.unpacking import IDLE_SECONDS, WINDOW, Unpacker, receipts
 
@@ -40,8 +40,10 @@ class ServedTrees:
     Arguments: `sender`, whose buffer serves for packs; `log` writes the line of a request.
     """
 
-    def __init__(self, server: Host, channel: Channel, sender: Sender, log: Log):
+    def __init__(self, server: Host, channel: Channel, sender: Sender, log: Log, store: Store, user: str):
         self._server = server
+        self._store = store
+        self._user = user
         self._channel = channel
         self._sender = sender
         self._log = log
@@ -57,18 +59,16 @@ class ServedTrees:
     # Uploads.
 
     def _tree(self, message: wire.Tree) -> Outcome:
-        check_writable(self._server)
         if len(self._open) >= MOST_TREES:
             raise Refused(f"{MOST_TREES} trees are open on this connection already")
-        if not self._server.uploads.acquire(blocking=False):
-            raise ServerFull(f"the server has {self._server.limits.uploads} uploads open, which is its limit")
-        store = self._server.store
+        self._server.uploads.take(self._user)
+        store = self._store
         try:
             tree = store.tree(message.path, message.if_exists)
             room = tree.room()
             clock_ns, folds = store.clock_step(), store.folds()
         except BaseException:
-            self._server.uploads.release()
+            self._server.uploads.give_back(self._user)
             raise
         unpacker = Unpacker(tree, algorithm=message.algorithm, durable=store.capabilities.durable)
         self._open[message.t] = _Open(message, unpacker)
@@ -100,7 +100,7 @@ class ServedTrees:
     def _commit(self, t: int) -> None:
         """Publish a group and answer its packs."""
         unpacker = self._open[t].unpacker
-        durable = self._server.store.capabilities.durable
+        durable = self._store.capabilities.durable
         if durable:
             alive = wire.Working(t=t, phase="syncing", done=unpacker.bytes)
             outcomes = with_life(unpacker.commit, lambda: self._channel.send(alive))
@@ -133,12 +133,13 @@ class ServedTrees:
         try:
             entry.unpacker.tree.close()
         finally:
-            self._server.uploads.release()
+            self._server.uploads.give_back(self._user)
         self._log(entry.tree, entry.started, entry.unpacker.bytes, f"{entry.unpacker.files} files {result}")
         return True
 
     def close(self) -> None:
         """Let go of all; what was not committed is dropped."""
+        self._buffer = None
         for t in list(self._open):
             self.let_go(t, "interrupted")
 
@@ -146,7 +147,7 @@ class ServedTrees:
 
     def _fetch(self, message: wire.Fetch) -> Outcome:
         count = 0
-        with self._server.store.reader(message.path, follow=message.links == "follow") as reader:
+        with self._store.reader(message.path, follow=message.links == "follow") as reader:
             packer = Packer(reader, self._sender.buffer, algorithm=message.algorithm, target=message.most)
             for name in message.names:
                 if not packer.has_room(name):

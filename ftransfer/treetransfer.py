@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 from ftransfer import packing, wire
 from ftransfer.errors import FILE_FAULTS, DiskError, FtransferError, IntegrityError, OutOfTurn, from_code
+from ftransfer.pacing import Pace
 from ftransfer.planning import Plan, Spool
 from ftransfer.progress import Progress
 from ftransfer.questions import Hashing, Questions
 from ftransfer.receiving import SIGN_OF_LIFE
-from ftransfer.sending import Pace
 from ftransfer.store.base import FILE, FOLDER, LINK, Entry
 from ftransfer.store.trees import Reader
 from ftransfer.tally import Tally

@@ -114,7 +114,8 @@ class TreeUpload(TreeTransfer):
         while not isinstance(ready := self._channel.expect(), wire.Ready):
             if isinstance(ready, wire.Error):
                 raise from_code(ready.code, ready.message, hint=ready.hint)
-        self._exists = ready.exists or self._tries > 1
+        # Who may not look does not ask: what was not answered before a line broke is sent again.
+        self._exists = (ready.exists or self._tries > 1) and "read" in self._link.limits.can
         self._clock_ns = ready.clock_ns
         target = min(packing.TARGET, self._most)
         packer = Packer(self._reader, self._sender.buffer, algorithm=self._choices.algorithm, target=target)

@@ -63,7 +63,7 @@ class Unpacker:
     def __init__(self, tree: Tree, *, algorithm: str = digests.DEFAULT, durable: bool):
         self.tree = tree
         self.files = self.bytes = 0
-        """What was received so far."""
+        """Files that were published, and bytes that were received."""
         self._algorithm = algorithm
         self._most_packs = WINDOW // 2 if durable else 1
         self._taken: list[Failed] = []
@@ -135,7 +135,6 @@ class Unpacker:
                 failed[row] = _unless_full(exc)
             else:
                 self._added.append((failed, row))
-        self.files += len(pack.files)
         self.bytes += at
 
     def _add(self, path: str, data: memoryview, mtime_ns: int, mode: int) -> None:
@@ -152,6 +151,7 @@ class Unpacker:
         """Commit what was added, note which files failed, and return which folders did."""
         added, self._added = self._added, []
         bad_files, bad_folders = self.tree.commit(folders)
+        self.files += len(added) - len(bad_files)
         for at, exc in bad_files.items():
             failed, row = added[at]
             failed[row] = exc

@@ -1,7 +1,10 @@
 """Fixtures that every test may ask for."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,13 @@ settings.register_profile(
 )
 settings.load_profile("fixed")
 
+
+# Nothing is read from, or left in, the state folder of whoever runs the tests.
+_STATE = tempfile.mkdtemp(prefix="ftransfer-state-")
+atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
+os.environ["FTRANSFER_STATE"] = _STATE
+for _name in ("FTRANSFER_TOKEN", "FTRANSFER_TOKEN_FILE", "FTRANSFER_FINGERPRINT"):
+    os.environ.pop(_name, None)
 
 # A shell that runs the tests in the background has them ignore SIGINT, and so would the commands that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -30,6 +30,8 @@ NUMBERS = bytes(i % 251 for i in range(300_000))
 FIRST_BLOCK = 256 << 10
 PASSED_OVER = {"upload": 0, "resume": 2, "download": 2, "tree": 2, "listing": 2, "fetch": 4}
 """Frames at the beginning of an exchange that the page leaves out: the greeting, and of the last the `stat`."""
+TOKEN = "ftt_" + "0123456789abcdef" * 4
+"""Stands for the owner's token, which is another one for each server and is shown to nobody."""
 
 
 class Frame(NamedTuple):
@@ -83,7 +85,7 @@ def _cut(who: str, data: bytes) -> Frame | None:
 
 
 def record() -> dict[str, list[Frame]]:
-    """Return the exchanges by their names on the page, each of a connection from its beginning."""
+    """Return the exchanges by their names on the page, each of a connection from its beginning, with another token."""
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -141,7 +143,12 @@ def _taped_each(server: ftransfer.Server, act: Callable[[ftransfer.Remote], obje
     tapes: dict[int, Tape] = {}
     with TapingProxy(server.urls[0], tapes) as line, ftransfer.connect(line.url) as remote:
         act(remote)
-    return [tape.frames() for tape in tapes.values()]
+    known = server.admission.owner_token.encode()
+    assert len(known) == len(TOKEN)
+    return [
+        [frame._replace(raw=frame.raw.replace(known, TOKEN.encode())) for frame in tape.frames()]
+        for tape in tapes.values()
+    ]
 
 
 class TapingProxy(Proxy):
@@ -205,6 +212,8 @@ def block_of(name: str) -> re.Pattern[str]:
 
 
 if __name__ == "__main__":
+    STATE = tempfile.TemporaryDirectory()
+    os.environ["FTRANSFER_STATE"] = STATE.name  # not that of whoever runs this
     PROTOCOL = DOCS / "protocol.md"
     for title, exchange in record().items():
         lines = "\n".join([*render(exchange[PASSED_OVER[title] :]), ""])

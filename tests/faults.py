@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import ftransfer
+from ftransfer import net, tokens
+from ftransfer.statedir import StateDir
 
 RESERVED = ".ftransfer"
 PATIENCE = 20.0
@@ -141,6 +143,7 @@ class Proxy:
     """
 
     def __init__(self, to: str, *plans: Plan):
+        self._listener = socket.create_server(("127.0.0.1", 0))
         self.to = to
         self.plans = list(plans)
         self.connections = 0
@@ -148,10 +151,25 @@ class Proxy:
         """Bytes of bodies that came from the clients."""
         self.down_bodies = 0
         """Bytes of bodies that came from the server."""
-        self._listener = socket.create_server(("127.0.0.1", 0))
         self._closing = threading.Event()
         self._wake_out, self._wake_in = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
+
+    @property
+    def to(self) -> str:
+        """The server; clients of the proxy show its owner token as if it were there."""
+        return self._to
+
+    @to.setter
+    def to(self, url: str) -> None:
+        self._to = url
+        if not url:
+            return
+        address = net.parse_url(url)
+        name = address.host if address.scheme == "ft+unix" else (address.host, address.port)
+        token = StateDir().read(f"serving/{tokens.endpoint(name)}")
+        if token is not None:
+            tokens.publish(StateDir(), self._listener, token.decode())
 
     @property
     def url(self) -> str:

@@ -5,7 +5,11 @@ from pathlib import Path
 
 TOP = Path(__file__).parent.parent
 DOCS = TOP / "docs"
-PAGES = [TOP / "README.md", *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
+PAGES = [
+    TOP / "README.md",
+    TOP / "SECURITY.md",
+    *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts),
+]
 
 
 def page(name: str) -> str:

@@ -5,12 +5,17 @@ Nothing here sleeps for a fixed time: what has to come is waited for, and every 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import re
 import select
 import socket
 import stat
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +27,8 @@ import pytest
 from xxhash import xxh3_128_hexdigest
 
 import ftransfer
-from ftransfer import net
+from ftransfer import net, tokens
+from ftransfer.statedir import StateDir
 
 PATIENCE = 20.0
 """Seconds after which a test that waits gives up."""
@@ -41,6 +47,19 @@ def address_of(url: str) -> tuple[str, int]:
     """Return host and port of an `ft://` address."""
     address = net.parse_url(url)
     return address.host, address.port
+
+
+def token_for(url: str) -> str:
+    """Return the owner token of a server of this user, as clients find it: by the address, in the state folder."""
+    host, port = address_of(url)
+    token = StateDir().read(f"serving/{tokens.endpoint((host, port))}")
+    assert token is not None, f"no server of ours at {url}"
+    return token.decode()
+
+
+def share_token(url: str, listener: socket.socket) -> None:
+    """Let clients that connect to a proxy show the token of the server behind it, as they would without the proxy."""
+    tokens.publish(StateDir(), listener, token_for(url))
 
 
 def wait_until(condition: Callable[[], object], what: str = "it", seconds: float = PATIENCE) -> None:
@@ -98,7 +117,7 @@ class Peer:
         """Connect to a server; with `greet` also exchange hello and welcome."""
         peer = cls(socket.create_connection(address_of(url), timeout=PATIENCE))
         if greet:
-            peer.send({"type": "hello", "versions": [1], "software": "tests"})
+            peer.send({"type": "hello", "versions": [1], "software": "tests", "token": token_for(url)})
             assert peer.expect("welcome")["version"] == 1
         return peer
 
@@ -296,12 +315,22 @@ class FakeServer:
                     self._failures.append(exc)
 
 
+WELCOME: Header = {
+    "type": "welcome",
+    "version": 1,
+    "software": "fake",
+    "session": "0" * 32,
+    "can": ["create", "read", "replace", "delete"],
+}
+"""What a server says that lets everybody do everything."""
+
+
 def welcomed(script: Script, **fields: Any) -> Script:
     """Return a script for `FakeServer` that greets the client first."""
 
     def run(peer: Peer) -> None:
         peer.expect("hello")
-        peer.send({"type": "welcome", "version": 1, "software": "fake", "session": "0" * 32} | fields)
+        peer.send(WELCOME | fields)
         script(peer)
 
     return run
@@ -350,6 +379,7 @@ class Proxy:
         self._changes = (up, down)
         self._bad = bad
         self._listener = socket.create_server(("127.0.0.1", 0))
+        share_token(url, self._listener)
         self._threads = [threading.Thread(target=self._accept, name="proxy")]
         self._sockets: list[socket.socket] = []
         self.url = f"ft://127.0.0.1:{self._listener.getsockname()[1]}/"
@@ -428,10 +458,86 @@ def _shut(sock: socket.socket) -> None:
 @contextmanager
 def descriptors_come_back() -> Iterator[None]:
     """Fail the test if more descriptors are open after the block than before it; where that can be counted."""
-    folder = Path("/proc/self/fd")
-    if not folder.exists():
-        yield
-        return
-    before = len(os.listdir(folder))
+    before = descriptors()
     yield
-    wait_until(lambda: len(os.listdir(folder)) <= before, "closing the descriptors")
+    wait_until(lambda: descriptors() <= before, "closing the descriptors")
+
+
+def descriptors(pid: int | str = "self") -> int:
+    """Return how many descriptors a process has open, 0 where that cannot be counted."""
+    folder = f"/proc/{pid}/fd"
+    return len(os.listdir(folder)) if os.path.isdir(folder) else 0
+
+
+def resident(pid: int | str = "self") -> int:
+    """Return the bytes of memory that a process has, 0 where that cannot be told."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def thread_count(pid: int | str = "self") -> int:
+    """Return how many threads a process has, 0 where that cannot be told."""
+    folder = f"/proc/{pid}/task"
+    return len(os.listdir(folder)) if os.path.isdir(folder) else 0
+
+
+@contextmanager
+def server_process(folder: Path, *words: object, before: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
+    """Run `ftransfer serve` in a process of its own and give its first address and its process id.
+
+    Arguments: `before` are the words of a command that runs it. What it logs goes to a file, so that it never waits for
+    somebody to read it.
+    """
+    command = [*before, sys.executable, "-m", "ftransfer", "serve", str(folder), "--listen", "127.0.0.1:0"]
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen([*command, *map(str, words)], stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if found := re.search(r"ft\S*://127\.0\.0\.1:\d+/", line):
+                    yield found[0], process.pid
+                    break
+            else:
+                log.seek(0)
+                pytest.fail(f"no server: {log.read().decode(errors='replace')}")
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def nothing_leaks() -> Iterator[None]:
+    """Fail the test if descriptors or threads are left over after the block that were not there before it."""
+    threads = set(threading.enumerate())
+    with descriptors_come_back():
+        yield
+        wait_until(lambda: set(threading.enumerate()) <= threads, "ending the threads")
+        gc.collect()  # what an error's traceback still holds is no leak
+
+
+def content_of(root: Path) -> dict[str, tuple[Any, ...]]:
+    """Return everything below a folder, with its times, but the store's own files."""
+    found = snapshot(root, times=True)
+    return {name: value for name, value in found.items() if ".ftransfer" not in name}
+
+
+@contextmanager
+def unharmed(server: ftransfer.Server, root: Path) -> Iterator[None]:
+    """Fail the test unless an attack leaves the server as it was.
+
+    Everything below the root is as before and nothing is staged, a good client is served, and the server has no more
+    threads, connections and open descriptors than before.
+    """
+    held = server.connection_count
+    serves_well(server)
+    wait_until(lambda: server.connection_count <= held, "ending the connection of the good client")
+    before = content_of(root)
+    with nothing_leaks():
+        yield
+        wait_until(lambda: server.connection_count <= held, "ending the connections")
+    serves_well(server)
+    wait_until(lambda: staged(root) == [], "dropping what was staged")
+    assert content_of(root) == before

@@ -1,16 +1,19 @@
 """The examples of the pages: Python runs, commands parse, links to files hold.
 
 Every ```python block of a page runs, in order and in one namespace, in a folder of its own that holds `report.txt`; a
-server listens at `url`. Every command of a ```console or ```sh block is given to the real parser.
+server listens at `url`. Every command of a ```console, ```sh or ```ini (a unit of systemd) block is given to the real
+parser.
 """
 
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from pages import DOCS, PAGES, TOP, fenced
+from pages import DOCS, PAGES, TOP, fenced, page
 
 import ftransfer
 from ftransfer import net
@@ -48,13 +51,15 @@ def test_the_python_of_a_page_runs(path: Path, root: Path, tmp_path: Path, monke
 def commands(text: str) -> list[str]:
     """Return the commands of a page's sessions that call ftransfer, without what the shell does with them."""
     found = []
-    for _, block in [*fenced(text, "console"), *fenced(text, "sh")]:
-        joined = block.replace("\\\n", " ")
-        for line in joined.splitlines():
-            for part in re.split(r"\||&&|;|\$\(", line):
-                called = re.search(r"(?:^|\s|/)(ftransfer\s.*?)(?:\s\d?>.*|\)\s*|\s*&\s*|\s#.*)?$", part)
-                if called and not line.startswith(("#", "ftransfer ")):
-                    found.append(called[1].strip())
+    typed = [block for language in ("sh", "ini") for _, block in fenced(text, language)]
+    for _, session in fenced(text, "console"):
+        joined = session.replace("\\\n", " ").replace("log in with: ", "$ ")  # what the server prints is typed, too
+        typed.append("\n".join(line for line in joined.splitlines() if line.startswith("$ ")))
+    for line in "\n".join(typed).replace("\\\n", " ").splitlines():
+        for part in re.split(r"\||&&|;|\$\(", line):
+            called = re.search(r"(?:^|\s|/)(ftransfer\s.*?)(?:\s\d?>.*|\)\s*|\s*&\s*|\s#.*)?$", part)
+            if called and not line.startswith("#"):
+                found.append(called[1].strip())
     return found
 
 
@@ -76,10 +81,25 @@ def test_the_commands_of_a_page_can_be_typed(path: Path, command: str) -> None:
             net.parse_url(word)
 
 
+UNITS = [text for _, text in fenced(page("howto/services.md"), "ini") if text.startswith("[Unit]")]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@pytest.mark.parametrize("number", range(len(UNITS)))
+def test_the_units_are_understood(tmp_path: Path, number: int) -> None:
+    """There is no line in a unit of the page that systemd finds fault with."""
+    unit = tmp_path / "ftransfer.service"
+    unit.write_text(UNITS[number].replace("/opt/ftransfer/bin/ftransfer", sys.executable), encoding="utf-8")
+    command = ["systemd-analyze", "verify", "--man=no", unit]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert [line for line in done.stderr.splitlines() if line.startswith(f"{unit}:")] == []
+
+
 def test_there_are_commands_to_check() -> None:
     """The pages that show sessions are among those that were looked at."""
     pages = {path.name for path, _ in COMMANDS}
     assert {"getting-started.md", "reference.md", "folders.md", "scripts.md", "streams.md"} <= pages
+    assert {"machines.md", "users.md", "services.md", "certificates.md", "networks.md", "README.md"} <= pages
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
@@ -103,7 +123,9 @@ def anchors(path: Path) -> set[str]:
 
 
 def test_every_test_that_a_page_names_exists() -> None:
-    """A page that says which test tries to break something names a file that is there."""
+    """A page that says which test tries to break something names a file that is there, and a test in it."""
     for path in PAGES:
-        for name in re.findall(r"tests/(test_\w+\.py)", path.read_text(encoding="utf-8")):
-            assert (DOCS.parent / "tests" / name).is_file(), f"{name_of(path)}: {name}"
+        for name, test in re.findall(r"tests/(test_\w+\.py)(?:::(\w+))?", path.read_text(encoding="utf-8")):
+            file = DOCS.parent / "tests" / name
+            assert file.is_file(), f"{name_of(path)}: {name}"
+            assert f"def {test}" in file.read_text(encoding="utf-8"), f"{name_of(path)}: {name}::{test}"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import FakeServer, Peer, address_of, block_hash, put, welcomed
+from support import FakeServer, Peer, address_of, block_hash, put, token_for, welcomed
 
 import ftransfer
 
@@ -20,7 +20,8 @@ def run(server: ftransfer.Server | FakeServer, verb: str, local: Path, path: str
     url = server.url if isinstance(server, FakeServer) else server.urls[0]
     host, port = address_of(url)
     command = [sys.executable, CLIENT, host, str(port), verb, local, path]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    env = os.environ if isinstance(server, FakeServer) else {**os.environ, "FTRANSFER_TOKEN": token_for(url)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
 
 
 def answer_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
@@ -111,6 +112,16 @@ def test_an_error_is_shown(server: ftransfer.Server, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: not-found: ")
     assert not (tmp_path / "got").exists()
+
+
+def test_a_stranger_is_told_so(server: ftransfer.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the right token the server lets nobody in, and the example says why."""
+    monkeypatch.setenv("FTRANSFER_TOKEN", "ftt_wrong")
+    host, port = address_of(server.urls[0])
+    command = [sys.executable, CLIENT, host, str(port), "get", tmp_path / "got", "x"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: login: ")
 
 
 def test_a_wrong_hash_is_noticed(tmp_path: Path) -> None:

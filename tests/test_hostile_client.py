@@ -18,10 +18,12 @@ from support import (
     block_hash,
     descriptors_come_back,
     frame,
+    nothing_leaks,
     put,
     serves_well,
     snapshot,
     staged,
+    unharmed,
     upload_by_hand,
     wait_until,
 )
@@ -29,8 +31,6 @@ from test_session import make
 
 import ftransfer
 from ftransfer import errors, paths, wire
-from ftransfer.errors import OutOfTurn
-from ftransfer.session import BEGINNINGS, CLIENT, SERVER, Session
 
 VECTORS = Path(__file__).parent / "vectors"
 OLD = b"the old content"
@@ -40,27 +40,19 @@ YEAR_2350 = 12_000_000_000
 
 
 @pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """After each test, and when its server was closed, no descriptor and no thread is left."""
+    with nothing_leaks():
+        yield
+
+
+@pytest.fixture(autouse=True)
 def old_file(root: Path) -> bytes:
     """What has to be unchanged after every attack: a file, and one in a folder."""
     (root / "old").write_bytes(OLD)
     (root / "folder").mkdir()
     (root / "folder" / "inner").write_bytes(OLD)
     return OLD
-
-
-@contextmanager
-def unharmed(server: ftransfer.Server, root: Path) -> Iterator[None]:
-    """Fail the test unless everything below the root is as before, and a good client is still served."""
-    before = files_of(root)
-    yield
-    serves_well(server)
-    wait_until(lambda: staged(root) == [], "dropping what was staged")
-    assert files_of(root) == before
-
-
-def files_of(root: Path) -> dict[str, tuple[Any, ...]]:
-    """Return everything below the root but the store's own records."""
-    return {name: value for name, value in snapshot(root, times=True).items() if not name.startswith(".ftransfer")}
 
 
 def refused(peer: Peer, code: str) -> Header:
@@ -90,8 +82,10 @@ def test_bad_frames_end_their_connection_with_a_code(
             with Peer.dial(server.urls[0], greet=greet) as peer:
                 peer.send_raw(bytes.fromhex(vector["bytes"]))
                 peer.hang_up()
+                is_tls = not greet and vector["bytes"].startswith("16")  # the first byte decides
                 if vector["error"] != "lost":
-                    assert peer.expect("error", t=None)["code"] == vector["error"], vector["name"]
+                    code = "tls" if is_tls else vector["error"]
+                    assert peer.expect("error", t=None)["code"] == code, vector["name"]
                 assert peer.is_closed_by_peer(), vector["name"]
 
 
@@ -218,67 +212,6 @@ def test_an_unknown_version_is_refused(server: ftransfer.Server, root: Path) -> 
             with Peer.dial(server.urls[0], greet=False) as peer:
                 peer.send({"type": "hello", "versions": versions, "software": "x"})
                 assert "version 1" in refused(peer, "version")["message"]
-
-
-STATES: dict[str, list[Header]] = {
-    "open": [],
-    "put": [{"type": "put", "t": 1, "path": "old", "size": 30}],
-    "put, ended": [
-        {"type": "put", "t": 1, "path": "old", "size": 30},
-        {"type": "end", "t": 1, "path": "old", "size": 30, "hash": H},
-    ],
-    "get": [{"type": "get", "t": 1, "path": "old"}],
-    "get, waiting": [{"type": "get", "t": 1, "path": "old", "wait": True}],
-    "over": [{"type": "put", "t": 1, "path": "old", "size": 30}, {"type": "error", "t": 1, "code": "x", "message": ""}],
-    "tree": [{"type": "tree", "t": 1, "path": "in"}],
-    "tree, over": [{"type": "tree", "t": 1, "path": "in"}, {"type": "error", "t": 1, "code": "x", "message": ""}],
-    "fetch": [{"type": "fetch", "t": 1, "path": "", "names": ["old"]}],
-}
-ANSWERED: dict[str, list[Header]] = {
-    "put, ended": [{"type": "want", "t": 1, "ranges": []}],
-    "get": [{"type": "file", "t": 1, "size": 15}],
-    "get, waiting": [{"type": "file", "t": 1, "size": 15}],
-    "tree": [{"type": "ready", "t": 1, "exists": False}],
-    "fetch": [{"type": "pack", "t": 1, "body": 15}, {"type": "done", "t": 1}],
-}
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_the_right_message_at_the_wrong_time_is_refused(server: ftransfer.Server, root: Path, state: str) -> None:
-    """Every message in every state of a connection: what the table does not allow is refused with `out-of-turn`."""
-    for kind in sorted(wire.BY_TYPE):
-        model = Session()
-        model.saw(make("hello"), CLIENT)
-        model.saw(make("welcome"), SERVER)
-        with Peer.dial(server.urls[0]) as peer:
-            for header in STATES[state]:
-                peer.send(header)
-                model.saw(wire.parse(json.dumps(header).encode()), CLIENT)
-            for header in ANSWERED.get(state, []):
-                peer.expect(header["type"])
-                model.saw(wire.parse(json.dumps(header).encode()), SERVER)
-            if state == "get":
-                while (made := peer.receive()) is not None and made["type"] != "end":
-                    pass
-                model.saw(make("end"), SERVER)
-            message = make(
-                kind, 2 if kind in BEGINNINGS else 1, **({"path": "nothing"} if kind in ("remove", "move") else {})
-            )
-            try:
-                model.saw(message, CLIENT)
-                allowed = True
-            except OutOfTurn:
-                allowed = False
-            peer.send_raw(wire.encode(message) + (b"x" if kind == "block" else b""))
-            peer.hang_up()
-            codes = []
-            while (answer := peer.receive()) is not None:
-                if answer["type"] == "error" and answer.get("t") is None:
-                    codes.append(answer["code"])
-            assert codes == ([] if allowed else ["out-of-turn"]) or (allowed and "out-of-turn" not in codes), kind
-    assert (root / "old").read_bytes() == OLD
-    assert (root / "folder" / "inner").read_bytes() == OLD
-    serves_well(server)
 
 
 def test_a_number_is_used_once(server: ftransfer.Server, root: Path, peer: Peer) -> None:

@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import FakeServer, Header, Peer, Script, block_hash, frame, snapshot, staged, upload_by_hand, welcomed
+from support import (
+    FakeServer,
+    Header,
+    Peer,
+    Script,
+    block_hash,
+    frame,
+    nothing_leaks,
+    snapshot,
+    staged,
+    upload_by_hand,
+    welcomed,
+)
 
 import ftransfer
 from ftransfer import errors, wire
@@ -17,6 +29,13 @@ VECTORS = Path(__file__).parent / "vectors"
 DATA = b"the real content of the file"
 OLD = b"the old content"
 H = "0" * 32
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """After each test, and when its server was closed, no descriptor and no thread is left."""
+    with nothing_leaks():
+        yield
 
 
 @pytest.fixture

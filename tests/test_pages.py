@@ -115,9 +115,9 @@ class _Refusing(PlainReader):
 def answers_to(store: MemoryStore, request: wire.Message) -> list[Any]:
     """Return what a server says to a request about this store."""
     line = Line()
-    server: Any = SimpleNamespace(store=store, read_only=False)
+    server: Any = SimpleNamespace()
     made: Any = line
-    handlers: dict[type[wire.Message], Callable[[Any], object]] = dict(Answers(server, made).handlers)
+    handlers: dict[type[wire.Message], Callable[[Any], object]] = dict(Answers(server, made, store).handlers)
     handlers[type(request)](request)
     return line.said
 

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from pages import page, section, tables
 
 import ftransfer
 
@@ -35,15 +36,17 @@ ALLOWED_AT_THE_TOP = {
 # files of one folder (store/, cli/) may import each other. `ftransfer` is its __init__.py, the public face.
 ROWS = [
     ["errors"],
-    ["paths", "digests", "progress", "filters", "modes"],
-    ["wire"],
+    ["paths", "digests", "progress", "filters", "modes", "rights", "statedir"],
+    ["wire", "tokens", "tls", "accesslog"],
     ["session"],
     ["channel"],
-    ["store"],
+    ["store", "pacing"],
     ["sending", "receiving", "sources", "results", "packing", "unpacking", "planning", "merging"],
     ["net", "tally"],
+    ["users", "known", "listening"],
+    ["admission", "identity"],
     ["host", "weighing"],
-    ["link", "asking", "questions", "answering", "packstream", "largefiles"],
+    ["link", "asking", "questions", "answering", "packstream", "largefiles", "reception", "greeting"],
     [
         *("uploading", "downloading", "several", "comparing"),
         *("bulkhashing", "rehearsing", "treetransfer", "treeserving", "treewalks"),
@@ -51,6 +54,7 @@ ROWS = [
     ["singly", "treeuploading", "treedownloading", "treeverifying", "mirroring", "serving"],
     ["treejobs"],
     ["client", "server"],
+    ["connecting"],
     ["ftransfer"],
     ["cli"],
     ["__main__"],
@@ -166,6 +170,17 @@ def test_imports_run_one_way(path: Path) -> None:
     unknown = [name for name in inside if row_name(name) not in RANK]
     assert unknown == []
     assert [f"{importer} imports {name}" for name in inside if not may_import(importer, name)] == []
+
+
+def test_the_table_of_modules_is_that_of_the_code() -> None:
+    """docs/architecture.md has each module in a row, and each imports only from its own row and those above it."""
+    (rows,) = tables(section(page("architecture.md"), "Modules"))
+    place = {name: number for number, row in enumerate(rows) for name in re.findall(r"`(\w+)`", row[0])}
+    assert place.keys() == RANK.keys() - {"ftransfer", "__main__"}
+    for path in SOURCES:
+        importer = row_name(module_name(path))
+        others = {row_name(name) for name in imported_modules(path)} & place.keys()
+        assert [name for name in others if importer in place and place[name] > place[importer]] == [], importer
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

@@ -3,13 +3,14 @@
 import argparse
 import json
 import re
+from pathlib import Path
 
 import exchanges
 import pytest
 from pages import bare, page, section, tables
 from xxhash import xxh3_128_hexdigest
 
-from ftransfer import channel, errors, link, paths, receiving, session, wire
+from ftransfer import admission, channel, errors, link, paths, receiving, rights, serving, session, unpacking, wire
 from ftransfer.cli import output
 from ftransfer.cli.arguments import build
 from ftransfer.host import Limits
@@ -27,8 +28,12 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
-    """Return the options of a parser that its help shows."""
-    return {word for a in parser._actions if a.help != argparse.SUPPRESS for word in a.option_strings}
+    """Return the options of a parser that its help shows, and those of its own commands."""
+    own = {word for a in parser._actions if a.help != argparse.SUPPRESS for word in a.option_strings}
+    inner = [
+        other for a in parser._actions if isinstance(a, argparse._SubParsersAction) for other in a.choices.values()
+    ]
+    return own.union(*map(options, inner))
 
 
 COMMANDS = {name: parser for name, parser in commands().items() if parser.get_default("command") == name}
@@ -96,6 +101,47 @@ def test_the_limits_of_the_server_are_there() -> None:
     """Each limit with its default."""
     rows = {bare(row[0]): row[1] for row in tables(section(REFERENCE, "Limits of the server"))[0]}
     assert {name: float(rows[name]) for name in Limits._fields} == Limits()._asdict()
+
+
+def test_the_fixed_limits_are_there() -> None:
+    """What no option changes stands in a table of its own, with the numbers of the code."""
+    rows = {row[0]: row[1] for row in tables(section(REFERENCE, "Fixed limits"))[0]}
+    numbers = {name: [int(digits) for digits in re.findall(r"\d+", cell)] for name, cell in rows.items()}
+    assert numbers == {
+        "header of a message": [wire.MAX_HEADER],
+        "lists and objects in each other": [rules.MAX_NESTING],
+        "path": [paths.MAX_PATH, paths.MAX_DEPTH],
+        "component of a path": [paths.MAX_COMPONENT],
+        "block": [wire.MAX_BLOCK],
+        "pack": [wire.MAX_PACK, wire.MAX_ROWS],
+        "page": [wire.MAX_ROWS],
+        "ranges that are wanted of one file": [wire.MAX_RANGES, wire.MAX_WANTED],
+        "blocks unanswered": [wire.WINDOW],
+        "packs unanswered": [unpacking.WINDOW],
+        "transfers and requests open on a connection": [session.MAX_OPEN],
+        "texts": [wire.MAX_TEXT],
+        "answer to a token that is wrong": [int(admission.LONGEST_PENALTY)],
+        "memory of a connection": [
+            wire.MAX_HEADER >> 10,
+            channel.SLICE >> 20,
+            wire.MAX_PACK >> 20,
+            channel.MOST_ABSORBED + serving.MOST_QUEUED_BYTES >> 20,
+        ],
+        "a peer that says it is busy, and gets no further": [int(channel.MOST_BUSY // 3600)],
+    }
+
+
+def test_the_variables_of_the_environment_are_there() -> None:
+    """The table has each that the package reads, and no other."""
+    rows = {bare(row[0]) for row in tables(section(REFERENCE, "Environment"))[0]}
+    folder = Path(errors.__file__).parent
+    found = {name for path in folder.rglob("*.py") for name in re.findall(r'"(FTRANSFER_\w+)"', path.read_text())}
+    assert {name for name in rows if name.startswith("FTRANSFER_")} == found
+
+
+def test_the_verbs_are_there() -> None:
+    """What a user can be allowed to do is told in a table."""
+    assert [bare(row[0]) for row in tables(section(REFERENCE, "Rights"))[0]] == list(rights.VERBS)
 
 
 def test_the_fields_of_a_file_event_are_there() -> None:

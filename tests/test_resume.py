@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ftransfer
-from ftransfer import errors, link, sending, wire
+from ftransfer import errors, link, pacing, users, wire
 from ftransfer.digests import block_hash
 from ftransfer.results import FileResult
 from ftransfer.store import journal as journals_format
@@ -89,7 +89,7 @@ def flip(direction: str, at: int) -> Plan:
 def interrupted(place: Place, direction: str, count: int, **options: object) -> None:
     """Run the transfer until so many bytes went over the line, then let the client fail."""
     with pytest.MonkeyPatch.context() as patch, Proxy(place.server.urls[0], cut(direction, count)) as proxy:
-        patch.setattr(sending, "BLOCK_SECONDS", 0)  # so that there are many grains, each of the least size
+        patch.setattr(pacing, "BLOCK_SECONDS", 0)  # so that there are many grains, each of the least size
         with pytest.raises(errors.ConnectionLost):
             place.move(direction, proxy.url, retry_for=0, **options)
         for thread in list(place.server._threads):
@@ -811,7 +811,7 @@ def test_busy_is_waited_for(place: Place) -> None:
     source = place.source("up", data)
     found = source.stat()
     store = LocalStore(place.root)
-    staging = store.claim(Description("copy.bin", SIZE, f"{SIZE}-{found.st_mtime_ns}"))
+    staging = store.claim(Description("copy.bin", SIZE, f"{SIZE}-{found.st_mtime_ns}", owner=users.OWNER))
     released = threading.Event()
 
     def show(event: ftransfer.Progress) -> None:
@@ -846,7 +846,7 @@ def test_a_part_in_many_pieces_is_asked_for_in_pages(place: Place) -> None:
     source = place.source("up", data)
     os.utime(source, ns=(1, 10**18))
     store = LocalStore(place.root)
-    staging = store.claim(Description("copy.bin", len(data), f"{len(data)}-{10**18}"))
+    staging = store.claim(Description("copy.bin", len(data), f"{len(data)}-{10**18}", owner=users.OWNER))
     for at in range(0, len(data), 200):
         piece = data[at : at + 90]
         staging.begin(at, 90)

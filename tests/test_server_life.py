@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import pytest
 from faults import PATIENCE, Mother, Plan, Proxy, noise, reserved, tree
+from support import token_for
 
 import ftransfer
 from ftransfer import channel, errors, link, wire
@@ -70,7 +71,7 @@ def channel_to(url: str) -> Iterator[channel.Channel]:
     address = ftransfer.connect(url).address
     with socket.create_connection((address.host, address.port), timeout=PATIENCE) as sock:
         made = channel.Channel(sock, role=CLIENT, timeout=PATIENCE)
-        made.send(wire.Hello(versions=[wire.VERSION], software="test"))
+        made.send(wire.Hello(versions=[wire.VERSION], software="test", token=token_for(url)))
         assert isinstance(made.receive(), wire.Welcome)
         yield made
 
@@ -360,17 +361,21 @@ def test_several_addresses_at_once(root: Path, tmp_path: Path) -> None:
     assert len(tree(root)) == 4
 
 
-def test_addresses_that_others_reach_have_to_be_asked_for(root: Path) -> None:
-    """Every interface is refused without `insecure`, and then open to IPv4 and IPv6 alike."""
-    for listen in (":0", "0.0.0.0:0"):
-        with pytest.raises(errors.UsageError, match="other machines") as caught:
-            ftransfer.Server(root, listen=[listen])
-        assert "--insecure" in caught.value.hint
-    with ftransfer.Server(root, listen=[":0"], insecure=True) as server:
+@pytest.mark.parametrize("insecure", [False, True])
+def test_every_interface_takes_both_families(root: Path, insecure: bool) -> None:
+    """The user of this machine gets in by IPv4 and by IPv6, in the clear; without `insecure` TLS is there, too."""
+    with ftransfer.Server(root, listen=[":0"], insecure=insecure) as server:
+        assert (server.fingerprint is None) == insecure
         port = ftransfer.connect(server.urls[-1]).address.port
         for host in ["127.0.0.1", *(["[::1]"] if has_ipv6() else [])]:
             with ftransfer.connect(f"ft://{host}:{port}/") as remote:
-                remote.ping()
+                assert remote.ping().user == "owner"
+            with ftransfer.connect(f"ft+tls://{host}:{port}/", fingerprint=server.fingerprint) as remote:
+                if insecure:
+                    with pytest.raises(errors.TlsMismatch, match="speaks none on this port"):
+                        remote.ping()
+                else:
+                    assert any(fact.startswith("encrypted: TLSv1.3 ") for fact in remote.ping().server_facts)
 
 
 def test_addresses_that_are_none(root: Path) -> None:

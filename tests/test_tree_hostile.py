@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import support
 from forests import BAD_NAMES, PROTOCOL, plant, row
-from support import PATIENCE, Header, Peer, block_hash, frame, serves_well, snapshot, staged, wait_until
+from support import PATIENCE, Header, Peer, block_hash, content_of, frame, nothing_leaks, staged, wait_until
 
 import ftransfer
 from ftransfer.treeserving import MOST_TREES
 
 OLD = b"the old content"
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """After each test, and when its server was closed, no descriptor and no thread is left."""
+    with nothing_leaks():
+        yield
 
 
 @pytest.fixture
@@ -32,17 +40,11 @@ def home(root: Path) -> Path:
 
 @contextmanager
 def unharmed(server: ftransfer.Server, root: Path) -> Iterator[None]:
-    """Fail the test unless all below the root, and beside it, is as before, and a good client is still served."""
-
-    def seen() -> dict[str, Any]:
-        found = snapshot(root.parent, times=True)
-        return {name: value for name, value in found.items() if ".ftransfer" not in name}
-
-    before = seen()
-    yield
-    wait_until(lambda: staged(root) == [], "dropping what was staged")
-    assert seen() == before
-    serves_well(server)
+    """Fail the test unless an attack leaves the server, its root and what is beside it as they were."""
+    before = content_of(root.parent)
+    with support.unharmed(server, root):
+        yield
+    assert content_of(root.parent) == before
     source = plant(root.parent / "good", {"a/f": b"good", "l/x": 5000})
     with ftransfer.connect(server.urls[0], timeout=10, retry_for=0) as remote:
         remote.upload(source, "")
@@ -179,7 +181,7 @@ def test_trees_at_bad_places_are_refused(server: ftransfer.Server, home: Path, p
 @pytest.mark.parametrize("target", ["../outside", "/etc/passwd", "a/../../x", "", "..", "a\0b", "./../x"])
 def test_links_out_of_the_tree_are_refused(server: ftransfer.Server, home: Path, peer: Peer, target: str) -> None:
     """Each for itself; what would lie behind one is not written."""
-    with unharmed(server, home):
+    with unharmed(server, home), peer:
         open_tree(peer)
         pack(peer, files=[row("link/x")], links=[["link", target, 1]], folders=[["link", 1, 0o777]])
         failed = failed_rows(peer)
@@ -191,7 +193,7 @@ def test_links_out_of_the_tree_are_refused(server: ftransfer.Server, home: Path,
 
 def test_nothing_is_written_through_a_link(server: ftransfer.Server, home: Path, peer: Peer) -> None:
     """Neither through one that was there nor through one that was just made, whatever the row is."""
-    with unharmed(server, home):
+    with unharmed(server, home), peer:
         open_tree(peer)
         pack(peer, links=[["l", "folder", 1]])
         assert failed_rows(peer) == {}
@@ -241,7 +243,7 @@ def serves_well_with_trees(server: ftransfer.Server, root: Path) -> None:
 
 def test_a_file_that_arrives_damaged_is_not_stored(server: ftransfer.Server, home: Path, peer: Peer) -> None:
     """It fails alone; the old file stays."""
-    with unharmed(server, home):
+    with unharmed(server, home), peer:
         open_tree(peer)
         pack(peer, b"12345", files=[row("old", b"12345", hash=block_hash(b"12354"))])
         assert failed_rows(peer) == {0: "integrity"}
@@ -279,7 +281,7 @@ def test_a_client_that_opens_trees_until_the_limit(home: Path) -> None:
 
 def test_a_client_that_opens_more_than_a_connection_bears(server: ftransfer.Server, home: Path, peer: Peer) -> None:
     """Each tree takes descriptors: one connection has a few, and the next is refused."""
-    with unharmed(server, home):
+    with unharmed(server, home), peer:
         for t in range(1, MOST_TREES + 1):
             open_tree(peer, t)
         peer.send({"type": "tree", "t": MOST_TREES + 1, "path": ""})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forests import BAD_NAMES, PROTOCOL, facts, plant, row
-from support import FakeServer, Header, Peer, frame
+from support import WELCOME, FakeServer, Header, Peer, frame, nothing_leaks, resident
 
 import ftransfer
 from ftransfer import errors
@@ -55,7 +55,7 @@ class FakeTreeServer(FakeServer):
 
     def _serve(self, peer: Peer) -> None:
         peer.expect("hello")
-        peer.send({"type": "welcome", "version": 1, "software": "fake", "session": "0" * 32})
+        peer.send(WELCOME)
         while (message := peer.receive()) is not None:
             answer = self._answers.get(message["type"])
             if answer is not None:
@@ -93,6 +93,13 @@ HONEST: dict[str, Answer] = {
     "stats": lambda p, m: p.send({"type": "found", "t": m["t"], "rows": [None] * len(m["names"])}),
     "pack": lambda p, m: p.send({"type": "receipts", "t": m["t"], "packs": 1}),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """After each test, and when its server was closed, no descriptor and no thread is left."""
+    with nothing_leaks():
+        yield
 
 
 @pytest.fixture
@@ -263,14 +270,6 @@ def test_a_listing_without_end(here: Path) -> None:
         assert time.monotonic() - started < 10
     assert next(pages) > 200  # or it was not what took the time
     assert resident() - before < 100 << 20
-
-
-def resident() -> int:
-    """Return the bytes of memory that this process has, 0 where that cannot be told."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
-    except OSError:
-        return 0
 
 
 def endless(kind: str, **fields: Any) -> Answer:

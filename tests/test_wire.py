@@ -54,6 +54,9 @@ def rows_of(*values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 # A field's values, by "Message.field" where the name alone is not enough.
 VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "token": st.none() | fingerprints,
+    "user": st.none() | st.from_regex(r"[a-z0-9][a-z0-9_.\-]{0,31}", fullmatch=True),
+    "can": words,
     "t": numbers,
     "Error.t": st.none() | numbers,
     "path": good_paths,

@@ -1,6 +1,7 @@
-"""A client from docs/protocol.md alone: `client.py HOST PORT put FILE PATH` and `client.py HOST PORT get FILE PATH`."""
+"""A client from docs/protocol.md alone: `client.py HOST PORT put|get FILE PATH`, with the token in FTRANSFER_TOKEN."""
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -47,14 +48,12 @@ def get(stream, local, path):
         at, body = got[0]["offset"], got[1] or bytes(got[0]["length"])
         data[at : at + len(body)] = body
         send(stream, type="stored", t=1, offset=at, ok=got[0].get("hash", "") in ("", xxh128(body)))
-    if xxh128(data) != got[0]["hash"]:
-        sys.exit("damaged on the way: run it again")
-    local.write_bytes(data)
+    local.write_bytes(data if xxh128(data) == got[0]["hash"] else sys.exit("damaged on the way: run it again"))
     send(stream, type="receipt", t=1, result="stored", path=path, size=len(data), hash=xxh128(data))
     return got[0]
 
 
 with socket.create_connection((sys.argv[1], int(sys.argv[2])), 60) as sock, sock.makefile("rwb") as stream:
-    send(stream, type="hello", versions=[1], software="example")
+    send(stream, type="hello", versions=[1], software="example", token=os.environ.get("FTRANSFER_TOKEN"))
     receive(stream, "welcome")
     print({"put": put, "get": get}[sys.argv[3]](stream, Path(sys.argv[4]), sys.argv[5]))

@@ -48,6 +48,9 @@ def _run(module: str, function: str) -> Callable[..., int]:
     def run(options: argparse.Namespace, output: Any) -> int:
         from importlib import import_module
 
+        from ftransfer.cli.expanding import expand_names
+
+        expand_names(options)
         status: int = getattr(import_module(f"ftransfer.cli.{module}"), function)(options, output)
         return status
 
@@ -70,9 +73,8 @@ class _Builder:
     def add(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
         """Add a command with the options that all have."""
         made: _Parser = self._commands.add_parser(name, aliases=aliases, help=text, description=f"{text}.")
-        made.set_defaults(run=run, command=name)
-        made.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
-        made.add_argument("-v", "--verbose", action="store_true", help="say more")
+        made.set_defaults(run=run, command=name, quiet=False, verbose=False)
+        _add_volume(made)
         return made
 
     def add_client(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
@@ -87,6 +89,7 @@ class _Builder:
             "--retry-for", type=duration, metavar="T", help="give up after T without progress (10m once connected)"
         )
         made.add_argument("--max-time", type=duration, metavar="T", help="longest time for everything")
+        made.add_argument("--fingerprint", metavar="F", help="that the server's certificate has to have: sha256:...")
         return made
 
     def add_transfer(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
@@ -155,6 +158,7 @@ def build() -> argparse.ArgumentParser:
     b = _Builder()
     _add_transfers(b)
     _add_files(b)
+    _add_logins(b)
     _add_serving(b)
     return b.parser
 
@@ -217,8 +221,8 @@ def _add_files(b: _Builder) -> None:
 
 
 def _add_serving(b: _Builder) -> None:
-    made = b.add("serve", _run("serve", "serve"), "Serve a folder")
-    made.add_argument("folder", metavar="DIR")
+    made = b.add("serve", _run("serve", "serve"), "Serve a folder, or several by name")
+    made.add_argument("folders", nargs="+", metavar="DIR", help="a folder, or NAME=DIR for each of several")
     made.add_argument(
         "--listen",
         action="append",
@@ -226,19 +230,91 @@ def _add_serving(b: _Builder) -> None:
         help="HOST:PORT, [::1]:PORT, :PORT or unix:PATH, several times; port 0 takes a free one (127.0.0.1:7788)",
     )
     made.add_argument("--read-only", action="store_true", help="let nobody change anything")
+    made.add_argument("--anonymous", choices=("read", "create"), help="what who has no token may do (nothing)")
+    made.add_argument("--cert", metavar="FILE", help="certificate in PEM (one of its own)")
+    made.add_argument("--key", metavar="FILE", help="its key in PEM (in the file of the certificate)")
+    made.add_argument("--insecure", action="store_true", help="speak in the clear on addresses that others reach")
+    _add_state(made)
     made.add_argument("--no-sync", action="store_true", help="do not wait for the disk before a receipt")
-    made.add_argument("--insecure", action="store_true", help="allow addresses that other machines reach, in the clear")
+    made.add_argument("--keep-free", type=_type(parse_size), metavar="N", help="bytes of the disk to leave free: 10G")
+    made.add_argument("--limit", action="append", metavar="NAME=N", help="another limit: connections=1000")
+    made.add_argument("--log-format", choices=("text", "json"), default="text", help="of the log on stderr (text)")
     made.add_argument("--timeout", type=_type(parse_patience), default=60.0, metavar="T", help="longest silence (60s)")
+
+    _add_user(b)
 
     made = b.add("demo", _run("demo", "demo"), "Show it all on this machine: upload, cut, resume, download, verify")
     made.add_argument("folder", nargs="?", metavar="FOLDER", help="files to take (sample_files)")
+
+
+def _add_volume(made: argparse.ArgumentParser) -> None:
+    # Suppressed, so that an action does not take back what stands before it.
+    made.add_argument("-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="say nothing but errors")
+    made.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say more")
+
+
+def _add_state(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--state", metavar="DIR", help="where users and certificate are kept (~/.local/state/ftransfer)")
+
+
+def _add_user(b: _Builder) -> None:
+    """Add the command user, which has commands of its own."""
+    made = b.add("user", _run("users", "list_users"), "Say who may do what on a server")
+    actions = made.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser, dest="action")
+    for name, function, text in (
+        ("add", "add", "Add a user and print the token, once"),
+        ("list", "list_users", "List users and what they may do"),
+        ("remove", "remove", "Remove a user: the token opens nothing any more"),
+        ("token", "renew", "Make another token for a user"),
+    ):
+        action = actions.add_parser(name, help=text, description=f"{text}.")
+        action.set_defaults(run=_run("users", function))
+        _add_volume(action)
+        _add_state(action)
+        if name != "list":
+            action.add_argument("name", metavar="NAME")
+            continue
+        action.add_argument("--json", action="store_true", help="write events, one JSON object a line")
+    action = actions.choices["add"]
+    action.add_argument(
+        "--can",
+        type=_type(_verbs),
+        default=("create", "read"),
+        metavar="VERBS",
+        help="with commas, of create, read, replace, delete (create,read); create alone is a drop box",
+    )
+    action.add_argument("--folder", default="", metavar="F", help="folder that is all they see, made when needed")
+    action.add_argument("--quota", type=_type(parse_size), metavar="N", help="bytes that they may store: 50G")
+    action.add_argument("--max-file", type=_type(parse_size), metavar="N", help="largest file: 5G")
+    action.add_argument("--expires", type=_type(parse_duration), metavar="T", help="until when, from now: 30d")
+
+
+def _verbs(text: str) -> Any:
+    from ftransfer.users import parse_verbs  # here, because hardly any run needs it
+
+    return parse_verbs(text)
+
+
+def _add_logins(b: _Builder) -> None:
+    made = b.add_client("login", _run("logins", "login"), "Check a server and keep its token, under a name")
+    made.add_argument("url", metavar="URL")
+    made.add_argument("--as", dest="name", metavar="NAME", help="then NAME:PATH is an address (the host's name)")
+    made.add_argument(
+        "--token-file", dest="from_file", metavar="FILE", help="with the token; - is standard input (asked for)"
+    )
+    made.add_argument("--anonymous", action="store_true", help="without a token, where the server takes strangers")
+    made = b.add("logout", _run("logins", "logout"), "Forget a login and its token")
+    made.add_argument("name", metavar="NAME")
+    made = b.add("remotes", _run("logins", "remotes"), "List the logins")
+    made.add_argument("--json", action="store_true", help="write events, one JSON object a line")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Return the options. Exits with 2 and a hint for what cannot be understood."""
     parser = build()
     options, more = parser.parse_known_args(words)
-    taken: list[str] | None = getattr(options, "words", getattr(options, "names", None))
+    lists = (getattr(options, name, None) for name in ("words", "names", "folders"))
+    taken: list[str] | None = next((found for found in lists if isinstance(found, list)), None)
     if more and (taken is None or any(word.startswith("-") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if taken is not None:

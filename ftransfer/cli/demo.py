@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterator
 from typing import Self
 
-from ftransfer import net, paths
+from ftransfer import listening, net, paths
 from ftransfer.cli.output import Output, error_lines, summary_line
 from ftransfer.cli.units import show_size
 from ftransfer.client import Remote
 from ftransfer.errors import FtransferError, NotFound
+from ftransfer.identity import Identity
 from ftransfer.link import Patience
 from ftransfer.server import Server
 
@@ -33,8 +34,8 @@ def demo(options: argparse.Namespace, output: Output) -> int:
     try:
         served = os.path.join(scratch, "served")
         os.mkdir(served)
-        with Server(served) as server:
-            _Show(server.urls[0], folder, scratch, output).run()
+        with Server(served, state=os.path.join(scratch, "state")) as server:  # nothing is left outside
+            _Show(server, folder, scratch, output).run()
     finally:
         shutil.rmtree(scratch)
     print("\nThat was all on this machine, in a temporary folder that is gone now.")
@@ -44,8 +45,9 @@ def demo(options: argparse.Namespace, output: Output) -> int:
 class _Show:
     """The steps of the demonstration, each as the command that a person would type."""
 
-    def __init__(self, url: str, folder: str, scratch: str, output: Output):
-        self.url = url
+    def __init__(self, server: Server, folder: str, scratch: str, output: Output):
+        self.url = url = server.urls[0]
+        self._identity = Identity(token=server.admission.owner_token)
         self.folder = folder
         self.scratch = scratch
         self.output = output
@@ -54,7 +56,7 @@ class _Show:
     def run(self) -> None:
         """Do one after the other; an error ends it."""
         print(f"$ ftransfer serve {os.path.join(self.scratch, 'served')} --listen 127.0.0.1:0\nserving at {self.url}")
-        with Remote(self.address) as remote:
+        with Remote(self.address, identity=self._identity) as remote:
             names = sorted(_files_below(self.folder))
             for folder in sorted({os.path.dirname(name) for name in names}):
                 self._upload(remote, folder, [name for name in names if os.path.dirname(name) == folder])
@@ -82,7 +84,8 @@ class _Show:
         print(f"\n$ ftransfer upload big.bin {self.url}      # {show_size(BIG)}; the line is cut at {CUT_AFTER:.0%}")
         with _Scissors(self.address, int(BIG * CUT_AFTER)) as line:
             cut = self.address._replace(port=line.port)
-            with Remote(cut, Patience(retry_for=0.0), limit_rate=100 << 20) as unlucky:
+            patience = Patience(retry_for=0.0)
+            with Remote(cut, patience, limit_rate=100 << 20, identity=self._identity) as unlucky:
                 try:
                     unlucky.upload(big, "big.bin", on_progress=self.output.observer())
                 except FtransferError as exc:
@@ -131,7 +134,7 @@ class _Scissors:
     def __init__(self, address: net.Address, count: int):
         self._address = address
         self._left = count
-        self._listener = net.listen("127.0.0.1:0")[0]
+        self._listener = listening.listen("127.0.0.1:0")[0]
         self.port: int = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._carry, daemon=True)
 

@@ -125,8 +125,8 @@ def ping(options: argparse.Namespace, output: Output) -> int:
     output.verdict(
         f"round trip {pong.round_trip_seconds * 1000:.2f} ms, connecting {first.connect_seconds * 1000:.2f} ms"
     )
-    rights = "read only" if pong.read_only else "read and write"
-    output.verdict(f"{rights}, {'synced before the receipt' if pong.durable else 'not synced (--no-sync)'}")
+    rights = f"{printable(pong.user)} may {printable(', '.join(pong.can)) or 'do nothing'}"
+    output.verdict(f"{rights}; {'synced before the receipt' if pong.durable else 'not synced (--no-sync)'}")
     output.verdict(f"blocks of at most {show_size(pong.max_block)}, {pong.window} unanswered")
     for side, facts in (("here", pong.client_facts), ("there", pong.server_facts)):
         output.verdict(f"{side}: {'; '.join(printable(fact) for fact in facts)}")

@@ -18,10 +18,12 @@ from ftransfer.wire.rules import (
     MODE,
     OPTIONAL_SIZE,
     PATH,
+    SECRET,
     SIZE,
     TEXT,
     TIME,
     TOKEN,
+    USER,
     WINDOW,
     WORDS,
     Message,
@@ -42,21 +44,32 @@ from ftransfer.wire.rules import (
 
 
 class Hello(Message):
-    """Client: the first message; `former` is the session that this connection replaces."""
+    """Client: the first message; `former` is the session that this connection replaces.
+
+    `token` proves who asks, null for a stranger; `user` is whose token it has to be, null for anybody's.
+    """
 
     versions: list[int] = field(many(integer(1, 1 << 16, ""), 16, "list of at most 16 integers"))
     software: str = field(TEXT)
     features: list[str] = field(WORDS, default=())
     former: str | None = field(or_null(TOKEN), default=None)
+    token: str | None = field(or_null(SECRET), default=None)
+    user: str | None = field(or_null(USER), default=None)
+
+    def __repr__(self) -> str:
+        shown = {name: value for name, value in self.__dict__.items() if name != "token"}
+        return f"Hello({', '.join(f'{name}={value!r}' for name, value in shown.items())})"  # a secret is shown nowhere
 
 
 class Welcome(Message):
-    """Server: the answer to hello, with what holds on this connection."""
+    """Server: the answer to hello, with what holds on this connection: `user` is who was let in, who `can` do this."""
 
     version: int = field(integer(1, 1 << 16, "integer, one of those offered"))
     software: str = field(TEXT)
     session: str = field(TOKEN)
     features: list[str] = field(WORDS, default=())
+    user: str | None = field(or_null(USER), default=None)
+    can: list[str] = field(WORDS, default=("create", "read", "replace", "delete"))
     read_only: bool = field(BOOL, default=False)
     durable: bool = field(BOOL, default=True)
     max_header: int = field(integer(1024, 1 << 24, "integer, bytes, 1024 to 16777216"), default=MAX_HEADER)

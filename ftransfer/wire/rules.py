@@ -130,6 +130,8 @@ NAME = Rule(
 PATH = Rule("path", lambda v: type(v) is str, lambda v: (v,))
 FOLDER = Rule('path, or "" for the served folder', lambda v: type(v) is str, lambda v: (v,), root=True)
 TOKEN = pattern("[0-9a-f]{32}", "32 hexadecimal digits")
+SECRET = pattern("[!-~]{1,256}", "1 to 256 printable ASCII characters")
+USER = pattern("[a-z0-9][a-z0-9_.-]{0,31}", "1 to 32 of a-z, 0-9, dot, dash and underscore")
 FINGERPRINT = pattern("[!-~]{1,128}", "1 to 128 printable ASCII characters")
 CODE = pattern("[a-z][a-z-]{0,31}", "lower-case word")
 HASH = pattern("[0-9a-f]{32}|[0-9a-f]{64}", "32 or 64 hexadecimal digits")

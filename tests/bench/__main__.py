@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench import again, far, memory, resume, small, startup, synced, tail, throughput, trees
+from bench import again, crowd, far, memory, resume, small, startup, synced, tail, throughput, tls, trees
 from bench.children import BenchError, Children
 from bench.lab import GIB, Lab, Options, fast_folder, file_system, real_disk
 from bench.report import Report
@@ -23,9 +23,11 @@ SECTIONS: dict[str, Callable[[Lab], None]] = {
     "tail": tail.measure,
     "resume": resume.measure,
     "startup": startup.measure,
+    "crowd": crowd.measure,
 }
 # These make figures also of the peers alone, where --tools leaves ftransfer out.
-TREES: dict[str, Callable[[Lab], None]] = {
+COMPARED: dict[str, Callable[[Lab], None]] = {
+    "tls": tls.measure,
     "trees": trees.measure,
     "again": again.measure,
     "small": small.measure,
@@ -57,7 +59,7 @@ def names(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    sections = [*DIRECTIONS, *SECTIONS, *TREES]
+    sections = [*DIRECTIONS, *SECTIONS, *COMPARED]
     made = argparse.ArgumentParser(prog="make bench BENCH=...", description=__doc__)
     made.add_argument("--size", type=size, default=GIB, help="of the large file (1G)")
     made.add_argument("--runs", type=int, default=7, help="rounds that are counted (7)")
@@ -77,7 +79,9 @@ def parser() -> argparse.ArgumentParser:
 def measure(lab: Lab) -> None:
     """Do one section after the other; one that fails is named and does not stop the next."""
     lab.report.say(f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
-    lab.report.say(f"files in {lab.options.folder} ({file_system(lab.options.folder)}), over 127.0.0.1, no TLS")
+    lab.report.say(
+        f"files in {lab.options.folder} ({file_system(lab.options.folder)}), over 127.0.0.1, TLS only where it says so"
+    )
     only = lab.options.only
     sections: list[tuple[str, Callable[[], None]]] = []
     if directions := [direction for direction in DIRECTIONS if direction in only]:
@@ -85,12 +89,19 @@ def measure(lab: Lab) -> None:
     for name, section in SECTIONS.items():
         if name in only and "ftransfer" in lab.options.tools:
             sections.append((name, partial(section, lab)))
-    sections += [(name, partial(section, lab)) for name, section in TREES.items() if name in only]
+    sections += [(name, partial(section, lab)) for name, section in COMPARED.items() if name in only]
     for name, run in sections:
         try:
             run()
         except BenchError as exc:
             lab.report.say(f"\nfailed: {name}: {exc}")
+
+
+def own_state(folder: Path) -> None:
+    """Keep the user's logins out of it: the processes find only what those before them left in this folder."""
+    for name in [name for name in os.environ if name.startswith("FTRANSFER_")]:
+        del os.environ[name]
+    os.environ["FTRANSFER_STATE"] = str(folder)
 
 
 def end(*_: object) -> None:
@@ -119,6 +130,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ftransfer-bench-", dir=asked.dir) as folder:
         work = Path(folder)
         (work / "logs").mkdir()
+        own_state(work / "state")
         children = Children(work / "logs", patience=asked.patience)
         try:
             measure(Lab(options=options, children=children, work=work, report=report))

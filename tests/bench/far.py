@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import delay
 from bench.forest import Tree, python_tree, served
 from bench.lab import Lab
-from bench.sockets import free_port, listens
+from bench.sockets import free_port, listens, share_token
 from bench.throughput import shown
 from bench.treerounds import (
     FIGURES,
@@ -56,6 +56,7 @@ def lines(lab: Lab, tools: Sequence[TreeTool], rate: int | None) -> Iterator[Non
     try:
         for tool in tools:
             tool.door, log = free_port(), lab.children.log("delay")
+            share_token(tool.port, tool.door)
             # By its path: children get no PYTHONPATH, and it imports nothing of the bench.
             argv = [sys.executable, "-P", str(Path(delay.__file__)), "--port", str(tool.door), "--to", str(tool.port)]
             argv += ["--delay", str(DELAY), *(["--rate", str(rate)] if rate else [])]

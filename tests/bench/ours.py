@@ -19,6 +19,8 @@ class Ftransfer(Tool):
 
     name = "ftransfer"
     checks = "xxh128"
+    scheme = "ft"
+    client_options: Sequence[str] = ()
 
     def __init__(
         self,
@@ -56,6 +58,13 @@ class Ftransfer(Tool):
         if self._server is not None:
             self.children.stop(self._server)
 
+    @property
+    def server(self) -> subprocess.Popen[bytes]:
+        """The server's process."""
+        if self._server is None:
+            raise BenchError("the server is not running")
+        return self._server
+
     def server_end(self) -> str | None:
         """Return how the server ended, or None if it runs, as it should."""
         if self._server is None or self._server.poll() is None:
@@ -64,13 +73,11 @@ class Ftransfer(Tool):
 
     def server_peak(self) -> int:
         """Return the server's peak resident bytes so far."""
-        if self._server is None:
-            raise BenchError("the server is not running")
-        return server_peak_bytes(self._server.pid)
+        return server_peak_bytes(self.server.pid)
 
     def url(self, name: str, *, port: int = 0) -> str:
         """Return the address of a file on the server, or behind a proxy at `port`."""
-        return f"ft://127.0.0.1:{port or self.port}/{name}"
+        return f"{self.scheme}://127.0.0.1:{port or self.port}/{name}"
 
     def upload(self, source: Path, name: str) -> Run:
         """Upload whatever is there already."""
@@ -82,7 +89,7 @@ class Ftransfer(Tool):
 
     def client(self, verb: str, source: Path | str, target: Path | str, *options: str, check: bool = True) -> Run:
         """Run the client once, quietly."""
-        argv = [self.command, verb, source, target, "--compare", "none", "-q", *options]
+        argv = [self.command, verb, source, target, "--compare", "none", "-q", *self.client_options, *options]
         return self.children.run(argv, check=check)
 
 

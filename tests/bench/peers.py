@@ -54,6 +54,8 @@ class Curl(ServedTool):
     name = "curl"
     checks = "nothing"
     programs = ("curl", "nginx")
+    scheme = "http"
+    client_options: Sequence[str | Path] = ()
 
     def cannot(self, direction: Direction) -> str | None:
         """Leave uploads out where nginx was built without its module for PUT."""
@@ -79,20 +81,28 @@ class Curl(ServedTool):
             http {{
                 access_log off; sendfile on; tcp_nopush on; client_max_body_size 0;
                 {temporary}
-                server {{ listen {HOST}:{self.port}; root {self.served}; {put} }}
+                server {{ {self.listen()} root {self.served}; {put} }}
             }}
             """,
             encoding="utf-8",
         )
         return [program("nginx") or "nginx", "-c", str(config), "-p", str(folder)]
 
+    def listen(self) -> str:
+        """Return where the server listens, in the words of its configuration."""
+        return f"listen {HOST}:{self.port};"
+
     def upload(self, source: Path, name: str) -> Run:
         """PUT."""
-        return self.children.run(["curl", "-sSf", "-T", source, f"http://{HOST}:{self.port}/{name}"])
+        return self.children.run(self.client_command("-T", source, name=name))
 
     def download(self, name: str, target: Path) -> Run:
         """GET."""
-        return self.children.run(["curl", "-sSf", "-o", target, f"http://{HOST}:{self.port}/{name}"])
+        return self.children.run(self.client_command("-o", target, name=name))
+
+    def client_command(self, *words: str | Path, name: str) -> list[str | Path]:
+        """Return the command of a client for a file on the server."""
+        return ["curl", "-sSf", *self.client_options, *words, f"{self.scheme}://{HOST}:{self.port}/{name}"]
 
 
 class Rsync(ServedTool):
@@ -132,6 +142,7 @@ class Scp(ServedTool):
     name = "scp"
     checks = "AES-GCM"
     programs = ("scp", "sshd", "ssh-keygen")
+    cipher_option: str | None = "aes128-gcm@openssh.com"
 
     _made_folder = False
 
@@ -182,19 +193,6 @@ class Scp(ServedTool):
             "Compression=no",
         ]
         words = [word for option in options for word in ("-o", option)]
+        cipher = ["-c", self.cipher_option] if self.cipher_option else []
         key = str(self.own_folder() / "user")
-        return [
-            *(
-                "scp",
-                "-q",
-                "-F",
-                "/dev/null",
-                "-P",
-                str(self.port),
-                "-i",
-                key,
-                "-c",
-                "aes128-gcm@openssh.com",
-            ),
-            *words,
-        ]
+        return ["scp", "-q", "-F", "/dev/null", "-P", str(self.port), "-i", key, *cipher, *words]

@@ -1,5 +1,7 @@
 """Ports of the loopback interface, and a proxy that cuts the line after so many bytes."""
 
+import os
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Self
 
 HOST = "127.0.0.1"
 LISTENING = "0A"  # the state in /proc/net/tcp, see proc_net_tcp in the kernel's documentation
+CONNECTED = "01"
 CHUNK = 256 << 10
 
 
@@ -28,13 +31,34 @@ def answers(port: int) -> bool:
 
 
 def listens(port: int) -> bool:
-    """Tell whether somebody listens there, without connecting: nc takes one connection and ends.
+    """Tell whether somebody listens there, without connecting: nc takes one connection and ends."""
+    return LISTENING in states(port)
+
+
+def is_connected(port: int) -> bool:
+    """Tell whether anybody is connected to a server there."""
+    return CONNECTED in states(port)
+
+
+def states(port: int) -> set[str]:
+    """Return the states of the sockets that have this port of their own.
 
     A line at a time: after FTP there are tens of thousands, and the bench itself keeps small.
     """
     local = f"0100007F:{port:04X}"
     with Path("/proc/net/tcp").open(encoding="ascii") as lines:
-        return any(row[1] == local and row[3] == LISTENING for row in map(str.split, lines))
+        return {row[3] for row in map(str.split, lines) if row[1] == local}
+
+
+def share_token(server: int, proxy: int) -> None:
+    """Let clients of a proxy at one port find the owner token of the server at another, as if it were there.
+
+    A server of ftransfer leaves it in the state folder, in a file named after its address; other tools leave nothing.
+    """
+    folder = Path(os.environ["FTRANSFER_STATE"]) / "serving"
+    token = folder / f"{HOST},{server}"
+    if token.exists():
+        shutil.copy(token, folder / f"{HOST},{proxy}")
 
 
 class CuttingProxy:
@@ -47,6 +71,7 @@ class CuttingProxy:
         self._upwards = upwards
         self._listener = socket.create_server((HOST, 0))
         self.port: int = self._listener.getsockname()[1]
+        share_token(port, self.port)
         self._ends: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._serve, daemon=True)]
         self._threads[0].start()

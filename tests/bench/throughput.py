@@ -44,9 +44,12 @@ def installed(lab: Lab) -> list[Tool]:
 
 
 def available(lab: Lab, tools: Sequence[AnyTool]) -> list[AnyTool]:
-    """Return those of the tools that were asked for and are there; say which are not."""
+    """Return those of the tools that were asked for and are there; say which are not.
+
+    What follows a hyphen in a name tells two ways of using one tool from each other.
+    """
     found = []
-    for tool in (tool for tool in tools if tool.name in lab.options.tools):
+    for tool in (tool for tool in tools if tool.name.partition("-")[0] in lab.options.tools):
         if missing := tool.missing():
             lab.report.say(f"not installed: {missing}; nothing is compared with {tool.name}")
         else:
