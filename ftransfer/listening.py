@@ -18,10 +18,13 @@ MAX_UNIX_PATH = 100
 """Longest path of a Unix socket, in bytes, that every system takes."""
 
 
-def listen(text: str, *, prepare: Callable[[socket.socket], None] | None = None) -> list[socket.socket]:
+def listen(
+    text: str, *, prepare: Callable[[socket.socket], None] | None = None, silent_seconds: int = 0
+) -> list[socket.socket]:
     """Return listening sockets for `HOST:PORT`, `[::1]:PORT`, `:PORT` (all interfaces) or `unix:PATH`.
 
-    Arguments: `prepare` is called with each once it has its address, and before anybody can connect. Raises UsageError,
+    Arguments: `prepare` is called with each once it has its address, and before anybody can connect; `silent_seconds`,
+    how long the system keeps connections on which nothing has come to itself, where it can (Linux). Raises UsageError,
     Unreachable if it cannot be bound.
     """
     sockets: list[socket.socket] = []
@@ -32,7 +35,7 @@ def listen(text: str, *, prepare: Callable[[socket.socket], None] | None = None)
             sockets.append(_bind_unix(where[0]) if family == socket.AF_UNIX else _bind(family, where[0], port))
             if prepare is not None:
                 prepare(sockets[-1])
-            _start(sockets[-1])
+            _start(sockets[-1], silent_seconds)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -67,8 +70,11 @@ def _bind(family: int, host: str, port: int) -> socket.socket:
     return sock
 
 
-def _start(sock: socket.socket) -> None:
+def _start(sock: socket.socket, silent_seconds: int) -> None:
     try:
+        if silent_seconds and sock.family != socket.AF_UNIX and hasattr(socket, "TCP_DEFER_ACCEPT"):
+            # The client speaks first, in TLS and in the clear: a crowd that says nothing costs the kernel, not us.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, silent_seconds)
         sock.listen(BACKLOG)
     except OSError as exc:
         host, port = sock.getsockname()[:2]

@@ -98,7 +98,8 @@ class Server:
         self._wake_out, self._wake_in = socket.socketpair()
         try:
             for where in listen:
-                listening.listen(where, prepare=self._publish_owner)
+                patience = int(self.limits.handshake_seconds)
+                listening.listen(where, prepare=self._publish_owner, silent_seconds=patience)
             if self._is_exposed and (anonymous is not None or self.outward_url is not None):
                 raise UsageError(
                     f"the state folder {self.state.path} (or the default one) lies in what is served: who reads there "

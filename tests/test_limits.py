@@ -202,12 +202,18 @@ def test_more_than_can_be_told_are_just_closed(limited: Callable[..., ftransfer.
 # Strangers.
 
 
+def first_byte(server: ftransfer.Server) -> bytes:
+    """Return what makes a connection known to the server: those that say nothing the system may keep to itself."""
+    return b"\x16" if server.identity is not None else b"\0"
+
+
 def test_the_stranger_who_waited_longest_goes(limited: Callable[..., ftransfer.Server]) -> None:
     """One more than are borne ends the first one; who was let in before stays."""
     with limited(unauthenticated=3) as server, connected(server) as inside, ExitStack() as stack:
         silent = []
         for number in range(6):
             silent.append(stack.enter_context(dial(server)))
+            silent[-1].sendall(first_byte(server))
             wait_until(lambda n=number: len(server._reception._strangers) == min(n + 1, 3), "counting")  # type: ignore[misc]
         wait_until(lambda: all(map(is_over, silent[:3])), "ending the first three")
         assert not any(map(is_over, silent[3:]))
@@ -354,7 +360,8 @@ def test_strangers_do_not_delay_the_end(limited: Callable[..., ftransfer.Server]
     """The grace is for transfers; who has said nothing, or waits for an answer to a guess, gets none."""
     server = limited(grace_seconds=10.0)
     server.start()
-    with dial(server), dial(server) as half, dial(server) as shaking:
+    with dial(server) as waiting, dial(server) as half, dial(server) as shaking:
+        waiting.sendall(first_byte(server))
         half.sendall(b"\0\0\0\x50{")
         shaking.sendall(b"\x16\x03\x01\x02\x00\x01")
         wait_until(lambda: server.connection_count == 3, "the connections")
