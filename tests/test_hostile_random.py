@@ -323,7 +323,7 @@ def check(root: Path, seeds: range, caplog: pytest.LogCaptureFixture, **options:
 @pytest.mark.parametrize("durable", [False, True], ids=["quick", "durable"])
 def test_anything_in_any_order_is_borne(root: Path, caplog: pytest.LogCaptureFixture, durable: bool) -> None:
     """No error is the server's own, nothing beside the root is touched, and the next client is served."""
-    check(root, range(80), caplog, durable=durable)
+    check(root, range(40), caplog, durable=durable)
 
 
 QUOTA = 1000
@@ -339,7 +339,7 @@ def test_nobody_does_what_they_may_not(
     caplog.set_level(logging.WARNING, "ftransfer.server")
     users = Users(StateDir(tmp_path / "state"))
     token = users.add("somebody", can=can, quota=QUOTA)
-    for start in range(0, 80, BATCH):
+    for start in range(0, 40, BATCH):
         furnish(root)
         before = content_of(root)
         with ftransfer.Server(root, durable=False, timeout=5, state=tmp_path / "state") as server:

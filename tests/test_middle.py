@@ -18,10 +18,10 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import pytest
 from forests import Link, Seeds, plant
@@ -221,6 +221,13 @@ ASKING: dict[str, Call] = {
     "move": lambda r, p: r.move(f"{p.name}/there/small", f"{p.name}/there/moved"),
     "verify a folder": lambda r, p: r.verify_folder(p.here / "tree", f"{p.name}/there/tree"),
 }
+
+
+def often(names: Iterable[str], *quick: str) -> list[Any]:
+    """Return the calls as parameters, of which only these are made each time and the others with the slow tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in sorted(names)]
+
+
 """Calls whose tampering is found under TLS only."""
 
 
@@ -411,7 +418,7 @@ def check_clear(line: Line, name: str, choose: Callable[[Sequence[Unit]], list[T
             assert case.error is not None or case.after == right, case[:3]
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", often(CALLS, "upload", "download"))
 def test_chance_in_clear_is_an_error_or_does_no_harm(clear: Line, name: str) -> None:
     """The final name has what it had or what it should have; of a folder each file has the content of one of them."""
     check_clear(clear, name, some)
@@ -491,7 +498,7 @@ def check_secure(line: Line, name: str, choose: Callable[[Sequence[Unit]], list[
             assert is_whole(case, right), what
 
 
-@pytest.mark.parametrize("name", [*CALLS, *ASKING])
+@pytest.mark.parametrize("name", often({*CALLS, *ASKING}, "upload", "download", "list"))
 def test_every_tampering_with_tls_is_an_error(secure: Line, name: str) -> None:
     """Of the handshake, of what is asked and of what is answered; what was tampered with on its way up is not done."""
     check_secure(secure, name, some)

@@ -482,7 +482,7 @@ def test_memory_does_not_grow_with_the_tree() -> None:
     assert reserved(base) == []
 
 
-@pytest.mark.parametrize("kib", [700, 811, 922, 1033, 1144])
+@pytest.mark.parametrize("kib", [700, 1144, *(pytest.param(k, marks=pytest.mark.slow) for k in (811, 922, 1033))])
 def test_a_line_that_breaks_at_odd_places(way: Way, kib: int) -> None:
     """Whatever was between two packs, or half decided, when it broke: nothing is forgotten."""
     small = {f"a/f{n:03}": 20 * KIB for n in range(150)}
