@@ -77,6 +77,7 @@ class GuardedTree(WrappedTree):
 
     def commit(self, folders: Sequence[Facts] = ()) -> tuple[Failed, Failed]:
         sizes, self._sizes = self._sizes, []
+        added, self._added = self._added, []  # also if the disk refuses: the next group begins with none
         count, self._bytes = self._bytes, 0
         places, refused = self._places(folders)
         try:
@@ -85,7 +86,6 @@ class GuardedTree(WrappedTree):
             self._settle(0)
             raise
         self._settle(count - sum(sizes[at] for at in failed) if sizes else 0)
-        added, self._added = self._added, []
         if self._hides:
             failed = {at: exc for at, exc in failed.items() if not self._is_stored(exc, *added[at])}
         failed = {at: self._seen(exc, exc.path or "") for at, exc in failed.items()}
