@@ -137,8 +137,10 @@ class Answers:
         return 0, f"{len(found)} {'dropped' if message.clear else 'unfinished'}"
 
     def _ping(self, message: wire.Ping) -> Outcome:
-        counts = f"connections: {self._server.connection_count} of {self._server.limits.connections}"
-        self.channel.send(wire.Pong(t=message.t, facts=[counts, *net.facts(self.channel.socket)]))
+        facts = net.facts(self.channel.socket)
+        if count := self._server.connection_count:  # none is counted where there is but this one, over pipes
+            facts.insert(0, f"connections: {count} of {self._server.limits.connections}")
+        self.channel.send(wire.Pong(t=message.t, facts=facts))
         return 0, "answered"
 
 

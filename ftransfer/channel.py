@@ -1,8 +1,8 @@
 """A connected stream that carries frames and bodies under deadlines.
 
-Knows sockets, but not who opened them (`net` does) nor what the messages mean. One thread owns one channel. Every
-wait ends: silence longer than `timeout`, or a frame that comes in slower than `LEAST_RATE` on the whole, raises
-TimedOut, so a peer that sends a byte a second holds nobody.
+Knows sockets and pipes, but not who opened them (`net` and `ssh` do) nor what the messages mean. One thread owns one
+channel. Every wait ends: silence longer than `timeout`, or a frame that comes in slower than `LEAST_RATE` on the whole,
+raises TimedOut, so a peer that sends a byte a second holds nobody.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import termios
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
-from ftransfer import wire
+from ftransfer import digests, wire
 from ftransfer.errors import ConnectionLost, FtransferError, ProtocolError, TimedOut
+from ftransfer.pipes import TAKES_FILES, FilePart, Pipes
 from ftransfer.session import CLIENT, SERVER, Session
 
 TICK = 0.5
@@ -36,21 +38,22 @@ MOST_ABSORBED = 1 << 20
 SLICE = 1 << 20
 """Bytes handed to the kernel in one call, so that a deadline is looked at between them."""
 
-Body = bytes | bytearray | memoryview
+Body = bytes | bytearray | memoryview | FilePart
+Stream = socket.socket | Pipes
 
 
 class Channel:
-    """Frames over a connected socket.
+    """Frames over a connected stream.
 
-    Arguments: `sock`, plain or a TLS socket after its handshake; `role` of this end; `timeout`, seconds without a byte
-    after which the peer counts as dead; `check`, called before every message and in every wait, raises what has to stop
-    the channel; `throttle`, told of the bytes of every body slice and may sleep; `least_rate` in bytes a second that
-    the peer has to bring or take.
+    Arguments: `sock`, plain, a TLS socket after its handshake, or a pair of pipes; `role` of this end; `timeout`,
+    seconds without a byte after which the peer counts as dead; `check`, called before every message and in every wait,
+    raises what has to stop the channel; `throttle`, told of the bytes of every body slice and may sleep; `least_rate`
+    in bytes a second that the peer has to bring or take.
     """
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Stream,
         *,
         role: str,
         timeout: float = 60.0,
@@ -64,6 +67,8 @@ class Channel:
         self.timeout = timeout
         self.absorbs = False
         """Whether answers are taken in while a send waits: for a sender, whose answers have no bodies."""
+        self.block_algorithm = digests.DEFAULT
+        """What the blocks of files are hashed with on this connection."""
         self.body_left = 0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -86,8 +91,15 @@ class Channel:
         self._decrypted: Callable[[], int] = getattr(sock, "pending", _none)
         """Bytes that TLS holds decrypted: they can be read though the socket has none."""
         self.is_encrypted = self._decrypted is not _none
-        self._recv_into: Callable[[memoryview], int] = functools.partial(_recv_all, sock)
+        self.takes_files = TAKES_FILES and isinstance(sock, Pipes)
+        """Whether a body may be a part of a file."""
+        self._send_some: Callable[[Any, int], int] = sock.send
         self._more = getattr(socket, "MSG_MORE", 0)
+        self._recv_into: Callable[[memoryview], int]
+        if isinstance(sock, Pipes):
+            self._recv_into = sock.recv_into
+            return
+        self._recv_into = functools.partial(_recv_all, sock)
         if self.is_encrypted:  # its sockets take no flags, and SO_RCVTIMEO does not end their waits
             self._recv_into = functools.partial(_read_record, getattr(sock, "read"))  # noqa: B009 - only an SSLSocket has it
             self._more = 0
@@ -124,7 +136,10 @@ class Channel:
     def shut_down(self, how: int = socket.SHUT_RDWR) -> None:
         """End the stream below; also from another thread: the one that owns the channel sees it closed."""
         try:
-            socket.socket.shutdown(self.socket, how)  # SSLSocket's own would go on in the clear
+            if isinstance(self.socket, Pipes):
+                self.socket.shutdown(how)
+            else:
+                socket.socket.shutdown(self.socket, how)  # SSLSocket's own would go on in the clear
         except OSError:
             pass  # closed already
 
@@ -132,10 +147,11 @@ class Channel:
         """Close so that what was said last arrives: a close with unread bytes would take it back (RST)."""
         try:
             self.say_goodbye()
-            self.socket.setblocking(False)
-            for _ in range(64):
-                if not self.readable(0.2) or not socket.socket.recv(self.socket, 4096):
-                    break
+            if not isinstance(self.socket, Pipes):  # which take nothing back
+                self.socket.setblocking(False)
+                for _ in range(64):
+                    if not self.readable(0.2) or not socket.socket.recv(self.socket, 4096):
+                        break
         except OSError:
             pass
         self.socket.close()
@@ -225,7 +241,7 @@ class Channel:
         if not body:
             self._send_all(memoryview(frame), deadline)
             return
-        view = memoryview(body)
+        view = body if isinstance(body, FilePart) else memoryview(body)
         step = len(view) if self._throttle is None else self._slice
         self._send_all(memoryview(frame), deadline, self._more)
         for at in range(0, len(view), step):
@@ -234,6 +250,12 @@ class Channel:
             if self._throttle:
                 self._throttle(len(piece))
                 deadline += len(piece) / self._least_rate
+
+    def send_last(self, message: wire.Message) -> None:
+        """Send what fits of a message, without waiting and whatever has been said before. Raises OSError."""
+        if not isinstance(self.socket, Pipes):  # which never wait for long
+            self.socket.setblocking(False)
+        self.socket.send(memoryview(wire.encode(message)))
 
     def _skip_body(self) -> None:
         while self.body_left:
@@ -265,13 +287,13 @@ class Channel:
                 self._tick(deadline, silent_since)
         return True
 
-    def _send_all(self, view: memoryview, deadline: float, flags: int = 0) -> None:
+    def _send_all(self, view: memoryview | FilePart, deadline: float, flags: int = 0) -> None:
         sent = 0
         silent_since = time.monotonic()
         pending = -1
         while sent < len(view):
             try:
-                count = self.socket.send(view[sent : sent + SLICE], flags)
+                count = self._send_some(view[sent : sent + SLICE], flags)
             except (BlockingIOError, TimeoutError):
                 # A peer that does not read but still answers (it is syncing, say) is slow, not dead.
                 now_pending = self._pending()
@@ -313,11 +335,11 @@ class Channel:
             raise TimedOut("the other side is too slow or has stopped")
 
 
-def goodbye(sock: socket.socket) -> None:
+def goodbye(sock: Stream) -> None:
     """Say over TLS that nothing more comes; a plain socket is left as it is."""
     unwrap = getattr(sock, "unwrap", None)
     try:
-        if unwrap is not None:
+        if unwrap is not None and not isinstance(sock, Pipes):
             sock.settimeout(0)
             unwrap()  # sends ours, and would wait for theirs
     except (OSError, ValueError):

@@ -33,6 +33,7 @@ from ftransfer.uploading import Upload
 
 if TYPE_CHECKING:
     from ftransfer.filters import Filter
+    from ftransfer.ssh import Shell
     from ftransfer.tally import OnFile
     from ftransfer.treejobs import Job
     from ftransfer.weighing import TreeOptions
@@ -56,9 +57,17 @@ class Remote:
         limit_rate: float | None = None,
         cancel: threading.Event | None = None,
         identity: Identity | None = None,
+        shell: Shell | None = None,
     ):
         self.address = address
-        self._link = Link(address, patience or Patience(), identity=identity, limit_rate=limit_rate, cancel=cancel)
+        self._link = Link(
+            address, patience or Patience(), identity=identity, shell=shell, limit_rate=limit_rate, cancel=cancel
+        )
+
+    @property
+    def is_single(self) -> bool:
+        """Whether all goes over one connection, as over ssh: a list is read to its end before the next request."""
+        return self._link.is_single
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +89,7 @@ class Remote:
         compare: str = "quick",
         if_exists: str = "replace",
         resume: bool = True,
-        algorithm: str = DEFAULT,
+        algorithm: str | None = None,
         on_progress: Observer | None = None,
         on_file: OnFile | None = None,
         **trees: Unpack[TreeOptions],
@@ -97,6 +106,7 @@ class Remote:
         results if any failed.
         """
         several = isinstance(source, (list, tuple))
+        hashed_by = self._link.algorithm(algorithm)
         sources: list[Any] = list(source) if isinstance(source, (list, tuple)) else [source]
         if (
             trees.get("dry_run")
@@ -104,14 +114,14 @@ class Remote:
             or trees.get("delete")
             or any(isinstance(s, (str, os.PathLike)) and os.path.isdir(s) for s in sources)
         ):
-            return self._job(compare, if_exists, resume, algorithm, on_progress, on_file, trees).upload(sources, dest)
+            return self._job(compare, if_exists, resume, hashed_by, on_progress, on_file, trees).upload(sources, dest)
         observer = on_progress or ignore
         started = time.monotonic()
         names = [os.path.abspath(os.fspath(s)) if isinstance(s, (str, os.PathLike)) else None for s in sources]
         places = resolve(names, lambda name: paths.check(self._path(self.target(dest + "/" * several, name))))
         files = []
         for one, where in zip(sources, places, strict=True):
-            upload = Upload(self._link, one, where, algorithm=algorithm, observer=observer)
+            upload = Upload(self._link, one, where, algorithm=hashed_by, observer=observer)
             run = lambda u=upload: singly.upload_one(  # noqa: E731
                 self._link, u, compare=compare, if_exists=if_exists, resume=resume
             )
@@ -157,7 +167,7 @@ class Remote:
         compare: str = "quick",
         if_exists: str = "replace",
         resume: bool = True,
-        algorithm: str = DEFAULT,
+        algorithm: str | None = None,
         durable: bool = True,
         on_progress: Observer | None = None,
         on_file: OnFile | None = None,
@@ -172,12 +182,13 @@ class Remote:
         from ftransfer.downloading import Download, local_target  # here, because an upload starts quicker without
 
         several = isinstance(source, (list, tuple))
+        hashed_by = self._link.algorithm(algorithm)
         sources: list[str] = [source] if isinstance(source, str) else list(source)
 
         folder = os.fspath(dest) if isinstance(dest, (str, os.PathLike)) else None
 
         def folders(into: str) -> TransferResult:
-            job = self._job(compare, if_exists, resume, algorithm, on_progress, on_file, trees, durable=durable)
+            job = self._job(compare, if_exists, resume, hashed_by, on_progress, on_file, trees, durable=durable)
             return job.download(sources, into)
 
         for_job = trees.get("dry_run") or trees.get("modes") or trees.get("delete")
@@ -193,7 +204,7 @@ class Remote:
             places += [dest] * len(remote)
         files = []
         for path, where in zip(remote, places, strict=True):
-            download = Download(self._link, path, where, algorithm=algorithm, durable=durable, observer=observer)
+            download = Download(self._link, path, where, algorithm=hashed_by, durable=durable, observer=observer)
             run = lambda d=download: singly.download_one(  # noqa: E731
                 self._link, d, compare=compare, if_exists=if_exists, resume=resume
             )
@@ -223,7 +234,7 @@ class Remote:
         return False
 
     def verify(
-        self, local: Local, path: str, *, algorithm: str = DEFAULT, on_progress: Observer | None = None
+        self, local: Local, path: str, *, algorithm: str | None = None, on_progress: Observer | None = None
     ) -> VerifyResult:
         """Hash a local file and a remote one, both at the same time, and return both digests.
 
@@ -231,14 +242,15 @@ class Remote:
         at one end has no digest. Raises NotFound if it is missing at both.
         """
         remote = self._path(self.target(path, os.path.abspath(os.fspath(local))))
-        return singly.verify_one(self._link, os.fspath(local), paths.check(remote), algorithm, on_progress or ignore)
+        hashed_by = self._link.algorithm(algorithm)
+        return singly.verify_one(self._link, os.fspath(local), paths.check(remote), hashed_by, on_progress or ignore)
 
     def verify_folder(
         self,
         local: Local,
         path: str,
         *,
-        algorithm: str = DEFAULT,
+        algorithm: str | None = None,
         links: str = "copy",
         filter: Filter | None = None,  # noqa: A002 - the word for it
         on_progress: Observer | None = None,
@@ -251,7 +263,7 @@ class Remote:
         trees: TreeOptions = {"links": links}
         if filter is not None:
             trees["filter"] = filter
-        job = self._job("quick", "replace", True, algorithm, on_progress, None, trees)
+        job = self._job("quick", "replace", True, self._link.algorithm(algorithm), on_progress, None, trees)
         return job.verify(os.fspath(local), self._path(path), on_entry or (lambda _: None))
 
     def target(self, path: str, source: str | None) -> str:
@@ -279,7 +291,8 @@ class Remote:
 
     def checksum(self, path: str, *, algorithm: str = DEFAULT, on_progress: Observer | None = None) -> Digest:
         """Return the digest of a remote file, which the server reads and hashes now."""
-        return singly.checksum(self._link, paths.check(self._path(path)), algorithm, on_progress or ignore)
+        hashed_by = self._link.algorithm(algorithm)
+        return singly.checksum(self._link, paths.check(self._path(path)), hashed_by, on_progress or ignore)
 
     def checksums(
         self,
@@ -295,7 +308,7 @@ class Remote:
         """
         from ftransfer.bulkhashing import hash_all  # here, because an upload starts quicker without
 
-        return hash_all(self._link, self._path(path), names, algorithm, on_progress or ignore)
+        return hash_all(self._link, self._path(path), names, self._link.algorithm(algorithm), on_progress or ignore)
 
     def stat(self, path: str = "") -> Entry:
         """Return what is at a path. Raises NotFound."""

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, Self
 
-from xxhash import xxh3_128, xxh3_128_hexdigest
-
+from ftransfer import xxh
 from ftransfer.errors import FtransferError, UsageError
+from ftransfer.xxh import xxh3_128, xxh3_128_hexdigest
 
 DEFAULT = "xxh128"
 BLOCK_HEX = 32
@@ -27,6 +27,28 @@ class Hasher(Protocol):
     def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
     def copy(self) -> Self: ...
+
+
+BLOCKS = (DEFAULT, "blake2b")
+"""What blocks may be hashed with: the second where an end has no xxHash but in plain Python, which is very slow."""
+
+
+SLOW = "slow-xxh128"
+"""What a client says in hello that has no xxHash."""
+
+
+def is_quick() -> bool:
+    """Tell whether XXH3 is computed by a library here."""
+    return xxh.SOURCE != "python"
+
+
+def new_block(algorithm: str = DEFAULT) -> Hasher:
+    """Return a fresh hasher of one block, with BLOCK_HEX digits; `algorithm` is one of BLOCKS."""
+    if algorithm == DEFAULT:
+        return xxh3_128()
+    import hashlib
+
+    return hashlib.blake2b(digest_size=BLOCK_HEX // 2, usedforsecurity=False)
 
 
 HEX_LENGTH = {"xxh128": 32, "sha256": 64, "md5": 32}

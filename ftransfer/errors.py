@@ -80,6 +80,13 @@ class Unreachable(FtransferError, ConnectionError):
     retryable = True
 
 
+class NotInstalled(Unreachable):
+    """There is no ftransfer on the machine that ssh leads to."""
+
+    code = "not-installed"
+    retryable = False
+
+
 class ConnectionLost(FtransferError, ConnectionError):
     """The connection ended in the middle."""
 
@@ -323,6 +330,10 @@ def from_os(exc: OSError, path: str | None = None) -> FtransferError:
         return Refused(text, path=path, hint="check the rights of the file and of its folder")
     if number in (errno.EMFILE, errno.ENFILE):
         return ServerFull("too many files are open", path=path, hint="raise the limit (ulimit -n)")
+    if number == errno.EXDEV:
+        return Refused(
+            "it is on another file system, and a move only renames", path=path, hint="copy it, then remove it"
+        )
     if number == errno.ENAMETOOLONG:
         return BadPath("the name is too long for this file system", path=path)
     if number in _FULL:

@@ -8,8 +8,9 @@ import time
 from ftransfer import SOFTWARE, wire
 from ftransfer.admission import Admitted, describe
 from ftransfer.channel import Channel
-from ftransfer.errors import ConnectionLost, LoginNeeded, OutOfTurn, VersionMismatch
+from ftransfer.errors import ConnectionLost, LoginNeeded, OutOfTurn
 from ftransfer.host import Host, Visitor
+from ftransfer.versions import check_software, mismatch
 
 log = logging.getLogger("ftransfer.server")
 
@@ -25,8 +26,13 @@ def greet(server: Host, channel: Channel, visitor: Visitor) -> tuple[wire.Hello,
         raise ConnectionLost("it left without a word")
     if not isinstance(hello, wire.Hello):
         raise OutOfTurn("the first message has to be hello")
+    ends = {"here": "on the server", "there": "on the client's machine"}
     if wire.VERSION not in hello.versions:
-        raise VersionMismatch(f"this server speaks version {wire.VERSION}, the client {list(hello.versions)}")
+        why = f": one speaks version {wire.VERSION} of the protocol, the other {list(hello.versions)}"
+        raise mismatch(hello.software, why=why, **ends)
+    check_software(hello.software, **ends)
+    if visitor.is_owner:
+        return hello, server.admission.owner()
     try:
         return hello, server.admission.admit(hello.token, hello.user)
     except LoginNeeded as exc:
@@ -38,13 +44,14 @@ def greet(server: Host, channel: Channel, visitor: Visitor) -> tuple[wire.Hello,
         raise
 
 
-def welcome(admitted: Admitted, session: str, *, durable: bool) -> wire.Welcome:
+def welcome(admitted: Admitted, session: str, *, durable: bool, blocks: str) -> wire.Welcome:
     """Return the message that lets somebody in."""
     account = admitted.account
     return wire.Welcome(
         version=wire.VERSION,
         software=SOFTWARE,
         session=session,
+        blocks=blocks,
         user=account.name,
         can=describe(account),
         read_only=account.can <= {"read"},

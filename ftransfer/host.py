@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from ftransfer import net
 from ftransfer.admission import Admission, Admitted
 from ftransfer.errors import FtransferError, ServerFull
+from ftransfer.pipes import Pipes
 from ftransfer.rights import Account
 from ftransfer.store.base import Store
 from ftransfer.users import OWNER
@@ -77,12 +78,16 @@ class Slots:
 
 
 class Visitor:
-    """A connection from accept to close; `refusal` is what it is told instead of being served."""
+    """A connection from accept to close; `refusal` is what it is told instead of being served.
 
-    def __init__(self, sock: socket.socket) -> None:
+    `is_owner` tells that whoever is there was let in as the user of this process before it began, by ssh.
+    """
+
+    def __init__(self, sock: socket.socket | Pipes, *, is_owner: bool = False) -> None:
         self.socket = sock
+        self.is_owner = is_owner
         self.host = net.peer_host(sock)
-        self.group = net.host_group(self.host)
+        self.group = self.host if isinstance(sock, Pipes) else net.host_group(self.host)
         self.refusal: FtransferError | None = None
         self.is_cut = False
         self.until = time.monotonic()
@@ -96,7 +101,8 @@ class Visitor:
         """End it from another thread."""
         self.is_cut = True
         try:
-            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+            if not isinstance(self.socket, Pipes):  # these have a thread and a process to themselves
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
         except OSError:
             pass  # closed already
 

@@ -59,10 +59,14 @@ def resolve_name(word: str, state: str | os.PathLike[str] | None = None) -> str:
     name, path = found
     login = Known(StateDir(state)).login(name)
     if login is None:
+        there = path.lstrip("/") if path.startswith(("/", "~")) else f"~/{path}"
         raise NotFound(
             f"no remote is called {name!r}",
-            hint=f"ftransfer remotes lists them; a local file with a colon is written ./{word}",
+            hint=f"ftransfer remotes lists them; through ssh it is ssh://{name}/{there}; a local file: ./{word}",
         )
+    address = net.parse_url(login.url)
+    if address.scheme == "ssh" and path.startswith(("/", "~")):  # as with scp, it is not below where the login leads
+        return f"{address.endpoint}/{net.quote(path.lstrip('/'))}"
     return login.url.rstrip("/") + "/" + net.quote(path.lstrip("/"))
 
 

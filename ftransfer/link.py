@@ -6,13 +6,14 @@ last error is raised.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from ftransfer import SOFTWARE, net, wire
-from ftransfer.channel import SLICE, Channel
+from ftransfer import SOFTWARE, digests, net, wire
+from ftransfer.channel import SLICE, Channel, Stream
 from ftransfer.errors import (
     Busy,
     Cancelled,
@@ -26,6 +27,10 @@ from ftransfer.errors import (
 from ftransfer.identity import Identity
 from ftransfer.progress import Observer, Progress, ignore
 from ftransfer.session import CLIENT
+from ftransfer.versions import check_software
+
+if TYPE_CHECKING:
+    from ftransfer.ssh import Shell, Ssh
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
@@ -71,8 +76,8 @@ class Throttle:
 class Link:
     """The connection of one client to one server.
 
-    Arguments: `identity`, whom to trust and what to show; `limit_rate` in bytes a second, None for as fast as it goes;
-    `cancel`, an event that stops everything.
+    Arguments: `identity`, whom to trust and what to show; `shell`, how ssh is called where the address goes through it;
+    `limit_rate` in bytes a second, None for as fast as it goes; `cancel`, an event that stops everything.
     """
 
     def __init__(
@@ -81,12 +86,16 @@ class Link:
         patience: Patience,
         *,
         identity: Identity | None = None,
+        shell: Shell | None = None,
         limit_rate: float | None = None,
         cancel: threading.Event | None = None,
     ):
         self.address = address
         self.patience = patience
         self.identity = identity or Identity()
+        self.shell = shell
+        self.is_single = address.scheme == "ssh"
+        """Whether there is one connection to be had: for another one ssh might ask for a password again."""
         self.cancel = cancel
         self.welcome: wire.Welcome | None = None
         self.connect_seconds = 0.0
@@ -94,10 +103,14 @@ class Link:
         self._until = time.monotonic() + patience.max_time if patience.max_time is not None else None
         self._channel: Channel | None = None
         self._former: str | None = None
-        self._is_stopped = False
+        self._ssh: Ssh | None = None
+        self._is_stopped = self._is_noted = False
 
     def another(self) -> Link:
-        """Return a link of its own to the same server, with the same patience and end; `stop` ends it alone."""
+        """Return a link of its own to the same server, with the same patience and end; `stop` ends it alone.
+
+        Not for a single one.
+        """
         made = Link(self.address, self.patience, identity=self.identity, cancel=self.cancel)
         made._until = self._until
         return made
@@ -117,6 +130,12 @@ class Link:
             raise TimedOut(
                 f"not done within {self.patience.max_time:g} s", hint="run it again: it goes on (--max-time)"
             )
+
+    def _check_and_listen(self) -> None:
+        """Do so in the thread of the connection, and pass on what ssh says."""
+        if self._ssh is not None:
+            self._ssh.listen()
+        self.check()
 
     @property
     def limits(self) -> wire.Welcome:
@@ -149,31 +168,52 @@ class Link:
         timeout = self.patience.timeout
         if self._until is not None:
             timeout = max(0.01, min(timeout, self._until - started))
-        sock = self.identity.dial(self.address, timeout)
+        stream: Stream
+        if self.is_single:
+            from ftransfer.ssh import Shell, Ssh  # here, because a small upload without ssh starts quicker
+
+            stream = self._ssh = Ssh(self.address, self.shell or Shell(), self.patience.timeout)
+        else:
+            stream = self.identity.dial(self.address, timeout)
         channel = Channel(
-            sock,
+            stream,
             role=CLIENT,
             timeout=self.patience.timeout,
-            check=self.check,
+            check=self._check_and_listen,
             throttle=self._throttle,
             slice_size=self._throttle.slice_size if self._throttle else SLICE,
         )
         try:
-            hello = wire.Hello(
-                versions=[wire.VERSION],
-                software=SOFTWARE,
-                former=self._former,
-                token=self.identity.token_for(self.address, sock),
-                user=self.address.user or None,
-            )
-            channel.send(hello)
-            self.welcome = self._read_welcome(channel)
+            self.welcome = self._greet(channel, timeout)
         except BaseException:
-            channel.close()
+            self._close(channel)
             raise
         self._former = self.welcome.session
         self.connect_seconds = time.monotonic() - started
         return channel
+
+    def _greet(self, channel: Channel, timeout: float) -> wire.Welcome:
+        stream = channel.socket
+        hello = wire.Hello(
+            versions=[wire.VERSION],
+            software=SOFTWARE,
+            features=[*digests.BLOCKS[1:], *([] if digests.is_quick() else [digests.SLOW])],
+            former=self._former,
+            # To ssh it was proved who asks.
+            token=self.identity.token_for(self.address, stream) if isinstance(stream, socket.socket) else None,
+            user=None if self._ssh else self.address.user or None,
+        )
+        try:
+            channel.send(hello)
+        except ConnectionLost:
+            if self._ssh is None:
+                raise  # else it is told below why there is no connection
+        if self._ssh is not None:
+            self._ssh.await_first(timeout, self.check)
+        welcome = self._read_welcome(channel)
+        check_software(welcome.software, here="on this machine", there=f"on {self.address.host}")
+        channel.block_algorithm = welcome.blocks
+        return welcome
 
     @staticmethod
     def _read_welcome(channel: Channel) -> wire.Welcome:
@@ -187,15 +227,44 @@ class Link:
             raise OutOfTurn("the server did not say welcome")
         return answer
 
+    def algorithm(self, wanted: str | None) -> str:
+        """Return the algorithm for whole files: what is wanted, else what both ends are quick with, and say so."""
+        if not self.is_single:  # elsewhere xxHash is a part of what is installed
+            return wanted or digests.DEFAULT
+        if self.welcome is None:
+            self.run(lambda _: None)
+        if self.limits.blocks == digests.DEFAULT:
+            return wanted or digests.DEFAULT
+        chosen = wanted or "sha256"
+        if self.shell is not None and self.shell.on_message is not None and not self._is_noted:
+            self._is_noted = True
+            where = f"on {self.address.host}" if digests.is_quick() else "here"
+            instead = (
+                "XXH3 in plain Python, very slowly"
+                if chosen == digests.DEFAULT
+                else "files with SHA-256, blocks with BLAKE2b"
+            )
+            self.shell.on_message(f"note: no xxHash {where}: hashing {instead}")
+        return chosen
+
     def next_t(self) -> int:
         """Return a number for the next request on this connection."""
         return self.channel().session.last_t + 1
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is open on the connection, if there is one."""
+        return self._channel is None or self._channel.session.idle
+
     def drop(self) -> None:
         """Close the connection; the next use makes another."""
         if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+            channel, self._channel = self._channel, None
+            self._close(channel)
+
+    def _close(self, channel: Channel) -> None:
+        self._ssh = None
+        channel.close()
 
     def run(
         self,

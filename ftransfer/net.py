@@ -1,18 +1,21 @@
 """Addresses, dialling and socket options; `listening` has the other side.
 
 `ft://[USER@]HOST[:PORT]/PATH` is TLS, except to this machine itself, where it is plain; `ft+tls://` and `ft+plain://`
-spell it out, and `ft+unix://%2Frun%2Fft.sock/PATH` is a Unix socket. Called by the client, the server and the command.
+spell it out, `ft+unix://%2Frun%2Fft.sock/PATH` is a Unix socket, and `ssh://[USER@]HOST[:PORT]/PATH` goes through ssh
+(`ssh` dials that). Called by the client, the server and the command.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from typing import Any, NamedTuple
 
 from ftransfer import paths
 from ftransfer.errors import FtransferError, TimedOut, Unreachable, UsageError
+from ftransfer.pipes import Pipes
 
 DEFAULT_PORT = 7788
 ANONYMOUS = "anonymous"
@@ -21,13 +24,14 @@ KEEPALIVE_IDLE = 30
 KEEPALIVE_INTERVAL = 10
 KEEPALIVE_COUNT = 6
 _SAFE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@/"
-SCHEMES = ("ft", "ft+tls", "ft+plain", "ft+unix")
+SCHEMES = ("ft", "ft+tls", "ft+plain", "ft+unix", "ssh")
 
 
 class Address(NamedTuple):
     """Where a server is, and a path on it.
 
-    `scheme` is one of SCHEMES; `host` the path of the socket for ft+unix; `path` a wire path or "";
+    `scheme` is one of SCHEMES; `host` the path of the socket for ft+unix; `port` is 0 where ssh knows it; `path` a wire
+    path or "";
     `is_folder` tells whether the address ended in a slash; `user` is whose token is meant, "" for whatever there is.
     """
 
@@ -43,9 +47,10 @@ class Address(NamedTuple):
         """The address without its path, as it can be typed."""
         if self.scheme == "ft+unix":
             return f"ft+unix://{quote(self.host, _SAFE.replace('/', ''))}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = self.host.replace("%", "%25") if self.scheme == "ssh" else self.host
+        host = f"[{host}]" if ":" in host else host
         user = f"{quote(self.user)}@" if self.user else ""
-        return f"{self.scheme}://{user}{host}:{self.port}"
+        return f"{self.scheme}://{user}{host}" + f":{self.port}" * bool(self.port or self.scheme != "ssh")
 
     @property
     def place(self) -> str:
@@ -54,6 +59,10 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.endpoint}/{quote(self.path)}"
+
+    def shown(self, path: str) -> str:
+        """Return a path on the server as people read it: over ssh it is one from the root, or from a home folder."""
+        return path if self.scheme != "ssh" or path.startswith("~") else f"/{path}"
 
     def at(self, path: str) -> Address:
         """Return the same server with another path."""
@@ -80,9 +89,11 @@ def parse_url(text: str) -> Address:
     scheme, _, rest = text.partition("://")
     if scheme not in SCHEMES:
         raise UsageError(f"unknown address {text[:80]!r}", hint="an address looks like ft://host:7788/folder/file")
-    authority, _, raw_path = rest.partition("/")
+    authority, slash, raw_path = rest.partition("/")
     path = _unquote(raw_path)
     is_folder = path.endswith("/") or not path
+    if scheme == "ssh":  # without a path it is the home folder, as for scp; and as a shell has it, a//b is a/b
+        path = "/".join(part for part in path.split("/") if part not in ("", ".")) if slash else "~"
     path = paths.check(path.rstrip("/"), root=True)
     if scheme == "ft+unix":
         host = _unquote(authority)
@@ -91,17 +102,29 @@ def parse_url(text: str) -> Address:
         return Address(scheme, host, 0, path, is_folder)
     user, at, where = authority.rpartition("@")
     if ":" in user:
+        hint = f"ftransfer login {scheme}://{where}/ asks for the token; scripts set FTRANSFER_TOKEN_FILE"
         raise UsageError(
             "an address holds no password: it would be seen in lists of processes and in histories",
-            hint=f"ftransfer login {scheme}://{where}/ asks for the token; scripts set FTRANSFER_TOKEN_FILE",
+            hint=hint if scheme != "ssh" else "ssh asks for it; with a key it does not have to",
         )
     user = _unquote(user)
+    if scheme == "ssh":
+        return _through_ssh(user, bool(at), where, path, is_folder)
     if at and not (user.isascii() and user.replace("_", "").replace(".", "").replace("-", "").isalnum()):
         raise UsageError(f"no user can be called {user[:40]!r}")
     host, port = host_and_port(where, DEFAULT_PORT)
     if not host:
         raise UsageError(f"the address {text[:80]!r} names no host")
     return Address(scheme, host, port, path, is_folder, user)
+
+
+def _through_ssh(user: str, has_user: bool, where: str, path: str, is_folder: bool) -> Address:
+    """Return an address for ssh, which knows more users and hosts than we do, and may not take them for options."""
+    host, port = host_and_port(where, 0)
+    host = _unquote(host)
+    if (has_user and not re.fullmatch(r"[^\s-][^\s\x00-\x1f\x7f]*", user)) or not re.fullmatch(r"[\w:][\w.:%-]*", host):
+        raise UsageError(f"ssh knows no {f'{user}@{host}'.lstrip('@')[:80]!r}")
+    return Address("ssh", host, port, path, is_folder, user)
 
 
 def _unquote(text: str) -> str:
@@ -227,8 +250,10 @@ def host_group(host: str) -> str:
     return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8].hex()
 
 
-def peer_host(sock: socket.socket) -> str:
-    """Return the numeric address of the other end, or its user for a Unix socket."""
+def peer_host(sock: socket.socket | Pipes) -> str:
+    """Return the numeric address of the other end, its user for a Unix socket, or what pipes lead to."""
+    if isinstance(sock, Pipes):
+        return sock.peer
     if sock.family == socket.AF_UNIX:
         return f"unix:{_unix_uid(sock)}"
     try:
@@ -249,10 +274,10 @@ def _unix_uid(sock: socket.socket) -> str:
     return f"uid={int.from_bytes(credentials[4:8], sys.byteorder)}"
 
 
-def describe_peer(sock: socket.socket) -> str:
+def describe_peer(sock: socket.socket | Pipes) -> str:
     """Return who is at the other end, for a log line."""
     host = peer_host(sock)
-    if host.startswith("unix:") or host == "gone":
+    if isinstance(sock, Pipes) or host.startswith("unix:") or host == "gone":
         return host
     try:
         port = sock.getpeername()[1]
@@ -261,9 +286,11 @@ def describe_peer(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def facts(sock: socket.socket) -> list[str]:
+def facts(sock: socket.socket | Pipes) -> list[str]:
     """Return "name: value" lines about a connected socket: its addresses and options as the kernel has them."""
     lines = [f"peer: {describe_peer(sock)}"]
+    if isinstance(sock, Pipes):
+        return lines
     if sock.family != socket.AF_UNIX:
         host, port = sock.getsockname()[:2]
         lines.append(f"local: {host}:{port}")

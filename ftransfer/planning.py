@@ -7,6 +7,7 @@ temporary file. Used by the uploads, downloads and comparisons of trees.
 
 from __future__ import annotations
 
+import itertools
 import marshal
 import os
 import threading
@@ -75,6 +76,26 @@ class Spool:
         """Let go of all."""
         if self._file is not None:
             self._file.close()
+
+
+def hold(entries: Iterator[Entry], told: Callable[[int], None]) -> Iterator[Entry]:
+    """Take all entries now, and return an iterator over them; `told` is called with their number now and then."""
+    spool = Spool()
+    count = 0
+    while page := list(itertools.islice(entries, PAGE)):
+        spool.add(page)
+        count += len(page)
+        told(count)
+    return _held(spool)
+
+
+def _held(spool: Spool) -> Iterator[Entry]:
+    try:
+        for number in range(len(spool)):
+            for row in spool.page(number):
+                yield Entry(*row)
+    finally:
+        spool.close()
 
 
 class Plan:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 class Progress(NamedTuple):
     """Where one file stands, or a tree.
 
-    `phase` is one word: sending, receiving, waiting, verifying, hashing, syncing, retrying, done. `done` and `total`
-    are bytes of that phase; `total` is None for a stream. `inherited` bytes were there before, and count for no rate.
+    `phase` is one word: listing, sending, receiving, waiting, verifying, hashing, syncing, retrying, done. `done` and
+    `total` are bytes of that phase; `total` is None for a stream. `inherited` bytes were there before, and count for
+    no rate.
     `note` is for people, where there is something to say. Of a tree, `is_tree`, it tells of the whole: `files` are
     done, `total_files` counted so far; `total` is None while it is still counted. `is_part` tells of a large file in
     it.

@@ -124,7 +124,8 @@ class Incoming:
         self.accepted = 0
         self.received_bytes = 0
         self.damaged: list[int] = []
-        self._reused = self._started_over = False
+        self._reused = self._started_over = self._looked = False
+        self._held_by = digests.DEFAULT
         self._asked_at: tuple[int, int] | None = None
         self._last_sign = time.monotonic()
 
@@ -163,7 +164,7 @@ class Incoming:
 
     def _receive_body(self, message: wire.Block) -> str:
         """Receive, hash and write piece by piece; return the hash of what came."""
-        block = digests.new(digests.DEFAULT)
+        block = digests.new_block(self.channel.block_algorithm)
         at, left = message.offset, message.body
         while left:
             view = self.channel.scratch[:left]
@@ -181,7 +182,7 @@ class Incoming:
         self._begin(message.offset, message.length)
         self.staging.zero()
         zeros = memoryview(bytes(min(SLICE, message.length)))
-        block = digests.new(digests.DEFAULT)
+        block = digests.new_block(self.channel.block_algorithm)
         for at in range(0, message.length, SLICE):
             piece = zeros[: min(SLICE, message.length - at)]
             block.update(piece)
@@ -215,6 +216,8 @@ class Incoming:
         while not self.gaps and self.catch_up():
             self.show_life("verifying", self.digest.position, message.size)
         if self.gaps:
+            if self.damaged and not (self._looked or self.staging.keeps_only_early):
+                self._forget_more(message.size)
             if self._asked_at == (self.received_bytes, self.accepted):
                 raise ProtocolError("the end came again, without what was missing")
             self._asked_at = (self.received_bytes, self.accepted)
@@ -255,8 +258,26 @@ class Incoming:
         grain: Grain | None = self.staging.grains.get(self.digest.position)
         if grain is None:
             return False
-        self.digest.mark()
-        block = digests.new(digests.DEFAULT)
+        if not self._is_as_accepted(grain):
+            self._forget(grain)
+        return True
+
+    def _is_as_accepted(self, grain: Grain) -> bool:
+        """Read a grain back, into the digest if it comes next, and tell whether it is what was accepted.
+
+        On an earlier connection that may have been by another hash than on this one.
+        """
+        by = self._held_by
+        for algorithm in (by, *(other for other in digests.BLOCKS if other != by)):
+            self.digest.mark()
+            if self._read_back(grain, algorithm) == grain.hash or self.staging.keeps_only_early:
+                self._held_by = algorithm  # what is kept early is in memory, and can be read once
+                return True
+            self.digest.back()
+        return False
+
+    def _read_back(self, grain: Grain, algorithm: str) -> str:
+        block = digests.new_block(algorithm)
         for at in range(grain.offset, grain.end, SLICE):
             view = self.channel.scratch[: grain.end - at]
             count = self.staging.read(at, view)
@@ -264,13 +285,22 @@ class Incoming:
             self.digest.feed(at, view[:count])
             if count < len(view):
                 break
-        if block.hexdigest() != grain.hash:
-            self.digest.back()
-            self.staging.forget(grain.offset)
-            self.gaps.open(grain.offset, grain.length)
-            self.inherited = max(0, self.inherited - grain.length)
-            self.damaged.append(grain.offset)
-        return True
+        return block.hexdigest()
+
+    def _forget(self, grain: Grain) -> None:
+        self.staging.forget(grain.offset)
+        self.gaps.open(grain.offset, grain.length)
+        self.inherited = max(0, self.inherited - grain.length)
+        self.damaged.append(grain.offset)
+
+    def _forget_more(self, size: int) -> None:
+        """Where one grain was not what it was, look at all behind it, so that they are asked for at once."""
+        self._looked = True
+        for grain in sorted(self.staging.grains.values()):
+            if grain.offset > self.digest.position:
+                if not self._is_as_accepted(grain):
+                    self._forget(grain)
+                self.show_life("verifying", grain.end, size)
 
     @property
     def is_behind(self) -> bool:

@@ -119,7 +119,7 @@ class Reception:
         except ServerFull as exc:
             self._tell(visitor, exc)
         except TimeoutError as exc:
-            if self._may_be_plain(visitor.socket) and not isinstance(exc, TimedOut):  # else it wants to hear TLS
+            if self._may_be_plain(_socket(visitor)) and not isinstance(exc, TimedOut):  # else it wants to hear TLS
                 self._tell(visitor, TimedOut("it did not say hello in time"))
             log.debug("%s said nothing: %s", visitor.host, exc)
         except (ConnectionLost, OSError) as exc:
@@ -132,7 +132,7 @@ class Reception:
         return self._insecure or net.is_local(sock, peer=False)
 
     def _secure(self, visitor: Visitor) -> None:
-        sock = visitor.socket
+        sock = _socket(visitor)
         sock.settimeout(visitor.seconds_left)
         if visitor.refusal is not None and self._identity is None:
             raise visitor.refusal  # at once: it can only be told in the clear
@@ -156,7 +156,7 @@ class Reception:
     def _tell(self, visitor: Visitor, why: FtransferError) -> None:
         """Say why it is not served, and make sure that it can read that."""
         self._note(visitor, why)
-        sock = visitor.socket
+        sock = _socket(visitor)
         until = time.monotonic() + TURN_AWAY_SECONDS
         try:
             sock.settimeout(TURN_AWAY_SECONDS)
@@ -199,3 +199,9 @@ class Reception:
             visitors = [*self._strangers, *self._turned_away]
         for visitor in visitors:
             visitor.cut()
+
+
+def _socket(visitor: Visitor) -> socket.socket:
+    """Return the socket of somebody who came in here, where there is nothing else."""
+    assert isinstance(visitor.socket, socket.socket)
+    return visitor.socket

@@ -298,25 +298,28 @@ class Sender:
         if not is_data:
             self._send_hole(out, offset, run)
             return
-        body, hex_digits = self._read(out, offset, run)
-        if not body:
+        part = out.source.part(offset, run) if self._channel.takes_files and run >= CHUNK else None
+        count, hex_digits = self._read(out, offset, run, keeps=part is None)
+        if not count:
             return
-        out.in_flight[offset] = len(body)
-        self._channel.send(wire.Block(t=out.t, offset=offset, hash=hex_digits, body=len(body)), body)
-        out.sent_bytes += len(body)
+        out.in_flight[offset] = count
+        block = wire.Block(t=out.t, offset=offset, hash=hex_digits, body=count)
+        self._channel.send(block, part[:count] if part is not None else self.buffer[:count])
+        out.sent_bytes += count
         out.last_sent = time.monotonic()
 
-    def _read(self, out: Outgoing, offset: int, length: int) -> tuple[memoryview, str]:
-        """Read a block and hash it for itself and, where it comes next, for the whole.
+    def _read(self, out: Outgoing, offset: int, length: int, *, keeps: bool) -> tuple[int, str]:
+        """Read a block and hash it for itself and, where it comes next, for the whole; return its length and hash.
 
-        A stream's block holds what comes within a moment, so that a slow producer's bytes neither wait for long nor
-        take a block for each line.
+        Arguments: `keeps`, whether it is to be found in the buffer. A stream's block holds what comes within a moment,
+        so that a slow producer's bytes neither wait for long nor take a block for each line.
         """
-        block = digests.new(digests.DEFAULT)
+        block = digests.new_block(self._channel.block_algorithm)
         until = time.monotonic() + STREAM_SECONDS
         got = 0
         while got < length:
-            view = self.buffer[got : min(got + CHUNK, length)]
+            at = got if keeps else 0
+            view = self.buffer[at : at + min(CHUNK, length - got)]
             count = self._read_source(out, offset + got, view)
             view = view[:count]
             block.update(view)
@@ -328,7 +331,7 @@ class Sender:
             if out.size is None and not out.source.ready(offset + got, max(0.0, until - time.monotonic())):
                 out.give_back(offset + got, length - got)
                 break
-        return self.buffer[:got], block.hexdigest()
+        return got, block.hexdigest()
 
     @staticmethod
     def _read_source(out: Outgoing, offset: int, view: memoryview) -> int:

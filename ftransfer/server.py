@@ -17,6 +17,7 @@ from ftransfer.admission import Admission, Admitted
 from ftransfer.errors import FtransferError, NotFound, Refused, UsageError
 from ftransfer.host import Limits, Slots, Visitor
 from ftransfer.paths import printable
+from ftransfer.pipes import Pipes
 from ftransfer.reception import Reception
 from ftransfer.rights import Account
 from ftransfer.serving import Connection
@@ -39,6 +40,9 @@ FORMER_SECONDS = 5.0
 """Longest wait for a connection that its own client has replaced."""
 
 
+Roots = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
+
+
 class Server:
     """Serve a folder, or several by name.
 
@@ -47,9 +51,10 @@ class Server:
         print(server.urls[0])
     ```
 
-    Arguments: `root`, the folder, or a dictionary of names and folders; `listen`, addresses as `HOST:PORT`,
-    `[::1]:PORT`, `:PORT` or `unix:PATH`, port 0 for a free one; those that other machines reach speak only TLS, unless
-    `insecure` says otherwise; `cert` and `key`, files in PEM, else a certificate of its own is made and kept.
+    Arguments: `root`, the folder, a dictionary of names and folders, or None for all that its user may see; `listen`,
+    addresses as `HOST:PORT`, `[::1]:PORT`, `:PORT` or `unix:PATH`, port 0 for a free one; those that other machines
+    reach speak only TLS, unless `insecure` says otherwise; `cert` and `key`, files in PEM, else a certificate of its
+    own is made and kept.
     `state`, the folder of users and certificate (None: the default one); `anonymous` lets strangers "read" or "create";
     `read_only` refuses everybody everything that changes files; `durable` syncs each file before its receipt;
     `timeout`, seconds of silence after which a client counts as dead; `limits`. Entering the block starts the threads,
@@ -59,7 +64,7 @@ class Server:
 
     def __init__(
         self,
-        root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+        root: Roots,
         *,
         listen: tuple[str, ...] | list[str] = ("127.0.0.1:0",),
         read_only: bool = False,
@@ -79,11 +84,11 @@ class Server:
         self.limits = limits or Limits()
         self.state = StateDir(state)
         self.admission = Admission(self.state, read_only=read_only, anonymous=anonymous)
-        roots = root.values() if isinstance(root, Mapping) else [root]
+        roots = root.values() if isinstance(root, Mapping) else ["/" if root is None else root]
         # The default one, too: it has the tokens of our own logins.
         kept = [self.state] + [one for one in [StateDir()] if os.path.isdir(one.path)]
         self._is_exposed = any(one.lies_in(folder) for one in kept for folder in roots)
-        self.store: Store = _store(root, durable=durable, keep_free=self.limits.keep_free)
+        self.store: Store = _store(root, self.state, durable=durable, keep_free=self.limits.keep_free)
         self.uploads = Slots("uploads", self.limits.uploads, self.limits.uploads_per_user)
         self.closing = False
         self.identity: ServerIdentity | None = None
@@ -188,6 +193,21 @@ class Server:
                 if time.monotonic() - swept > SWEEP_SECONDS and not self.read_only:
                     self._sweep()
                     swept = time.monotonic()
+
+    def serve_stream(self, stream: Pipes) -> None:
+        """Serve, in this thread, whoever is at the other end of two pipes, until it leaves.
+
+        Somebody else, ssh mostly, has looked who that is: it is the owner, unless strangers are let in.
+        """
+        from ftransfer.store.personal import ConfinedStore  # here, because only ssh knows of homes
+
+        if not self.read_only:
+            self._sweep()
+        if not isinstance(self.store, ConfinedStore):
+            self.store = ConfinedStore(self.store)
+        visitor = Visitor(stream, is_owner=self.admission.anonymous is None)
+        visitor.until += self.limits.handshake_seconds
+        Connection(self, visitor, on_admitted=lambda *_: None).run()
 
     def stop(self) -> None:
         """Ask `serve_forever` to return; may be called from a signal handler."""
@@ -342,9 +362,15 @@ def _swept(store: Store, folder: str) -> int:
     return 0
 
 
-def _store(
-    root: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]], *, durable: bool, keep_free: int
-) -> Store:
+def _store(root: Roots, state: StateDir, *, durable: bool, keep_free: int) -> Store:
+    if root is None:
+        from ftransfer.store.personal import PersonalStore  # here, because only ssh leads there
+
+        try:
+            kept = state.made()
+        except FtransferError as exc:  # a full disk, say: what is there can be read all the same
+            return PersonalStore(state=exc, durable=durable, keep_free=keep_free)
+        return PersonalStore(state=kept, durable=durable, keep_free=keep_free)
     if isinstance(root, Mapping):
         return ManyStore(
             {name: LocalStore(folder, durable=durable, keep_free=keep_free) for name, folder in root.items()}

@@ -10,11 +10,11 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from ftransfer import accesslog, net, paths, wire
+from ftransfer import accesslog, digests, net, paths, wire
 from ftransfer.admission import Admitted
 from ftransfer.answering import Answers
 from ftransfer.channel import Channel
@@ -87,8 +87,8 @@ class Connection:
         assert self._served_trees is not None
         return self._served_trees
 
-    def _open_to(self, admitted: Admitted) -> None:
-        """Take requests from now on, of somebody who was let in."""
+    def _open_to(self, admitted: Admitted, features: Sequence[str]) -> None:
+        """Take requests from now on, of somebody who was let in, with a client that has these features."""
         server = self._server
         self._user = admitted.account.name
         self._on_admitted(self._visitor, self._user)
@@ -110,7 +110,10 @@ class Connection:
         }
         self.admitted = admitted
         self._reads = "read" in admitted.account.can
-        self.channel.send(welcome(admitted, self.id, durable=self._store.capabilities.durable))
+        if "blake2b" in features and (digests.SLOW in features or not digests.is_quick()):
+            self.channel.block_algorithm = "blake2b"
+        durable = self._store.capabilities.durable
+        self.channel.send(welcome(admitted, self.id, durable=durable, blocks=self.channel.block_algorithm))
 
     def run(self) -> None:
         """Serve until the client leaves or fails; never raises."""
@@ -119,7 +122,7 @@ class Connection:
             hello, admitted = greet(self._server, self.channel, self._visitor)
             if hello.former is not None:
                 self._server.end_former(hello.former, admitted.account)
-            self._open_to(admitted)
+            self._open_to(admitted, hello.features)
             while (message := self._next()) is not None:
                 self._handle(message)
         except (ConnectionLost, TimedOut, ServerClosing) as exc:
@@ -171,8 +174,7 @@ class Connection:
     def _say(self, exc: FtransferError) -> None:
         """Tell the client why the connection ends, if it still listens."""
         try:
-            self.channel.socket.setblocking(False)
-            self.channel.socket.send(wire.encode(wire.error_message(exc)))
+            self.channel.send_last(wire.error_message(exc))
         except (OSError, FtransferError):
             pass  # gone, or its buffer is full: nothing more can be said
 

@@ -44,6 +44,10 @@ class StateDir:
         """Return the whole path of a file in it."""
         return os.path.join(self.path, name)
 
+    def made(self) -> str:
+        """Return the folder's path; make it if it is missing. Raises Refused, DiskError."""
+        return self._folder("x")
+
     def _folder(self, name: str) -> str:
         """Make the folder of a file if it is missing, and return it once it is known to be ours alone."""
         folder = os.path.dirname(self.where(name))

@@ -14,8 +14,8 @@ from ftransfer.downloading import Download, local_target, make_folders
 from ftransfer.errors import Cancelled, FtransferError, NotFound, UsageError, from_os
 from ftransfer.link import Link
 from ftransfer.mirroring import Extras, Remove, mirror, remove_here, remove_there
-from ftransfer.planning import Plan
-from ftransfer.progress import Observer
+from ftransfer.planning import Plan, hold
+from ftransfer.progress import Observer, Progress
 from ftransfer.rehearsing import WOULD_SEND, Equal, link_targets, look_there, rehearse, rehearse_one
 from ftransfer.results import ONLY_HERE, ONLY_THERE, EntryVerdict, FileResult, Totals, TransferResult, TreeVerifyResult
 from ftransfer.several import finish, is_contents, outcome, resolve
@@ -194,7 +194,7 @@ class Job:
         choices = self._choices
         with closing(LocalStore(source)) as store:
             here = walk_for_deleting(store, choices, tally)
-            there = remote_entries(self._link.another(), where, choices._replace(filter=EVERYTHING), tally.fail)
+            there = self._list(self._listing(), where, choices._replace(filter=EVERYTHING), tally.fail)
             self._mirror(here, there, remove_there(self._link, where), tally, root)
 
     def _mirror(
@@ -297,10 +297,9 @@ class Job:
 
     def _download_folder(self, where: str, entry: Entry, dest: str, place: str, tally: Tally) -> None:
         choices = self._choices
-        listing = self._link.another()
-        plan = Plan(
-            lambda told: remote_entries(listing, where, choices, told), check=self._link.check, stop=listing.stop
-        )
+        listing = self._listing()
+        stop = None if listing is self._link else listing.stop
+        plan = Plan(lambda told: self._list(listing, where, choices, told), check=self._link.check, stop=stop)
         if self._dry_run and not os.path.isdir(place or "."):
             targets = lambda links: link_targets(self._link, where, links)  # noqa: E731
             rehearse(plan, lambda page: [None] * len(page), lambda _: False, choices, tally, 1, targets=targets)
@@ -330,10 +329,25 @@ class Job:
 
     def _mirror_here(self, where: str, dest: str, below: str, root: Entry | None, tally: Tally) -> None:
         with closing(LocalStore(dest or ".", durable=self._durable, receipts=False)) as store:
-            listing = self._link.another()
-            there = remote_entries(listing, where, self._choices._replace(filter=EVERYTHING), tally.fail)
+            there = self._list(self._listing(), where, self._choices._replace(filter=EVERYTHING), tally.fail)
             here = store.entries(below, recursive=True, on_error=tally.fail)
             self._mirror(there, here, remove_here(store, below), tally, root)
+
+    # What the server has.
+
+    def _listing(self) -> Link:
+        """Return the link for a list: one of its own, so that it can be read bit by bit, if there can be one."""
+        return self._link if self._link.is_single else self._link.another()
+
+    def _list(self, listing: Link, where: str, choices: Choices, on_error: base.OnError) -> Iterator[Entry]:
+        """Return what a folder on the server holds; all is listed before anything else where that has to wait."""
+        entries = remote_entries(listing, where, choices, on_error)
+        if listing is not self._link:
+            return entries
+        tell = lambda count: self._observer(  # noqa: E731
+            Progress("listing", where, 0, None, total_files=count, is_tree=True)
+        )
+        return hold(entries, tell)
 
     # Comparisons.
 
@@ -351,7 +365,7 @@ class Job:
 
         with closing(LocalStore(local)) as store, store.reader("", follow=choices.links == "follow") as reader:
             here = local_entries(store, choices, failed)
-            there = remote_entries(self._link.another(), where, choices, failed)
+            there = self._list(self._listing(), where, choices, failed)
             TreeComparison(
                 self._link,
                 reader,

@@ -43,7 +43,7 @@ def _unless_excluded(choices: Choices, on_error: OnError) -> OnError:
 def remote_entries(link: Link, where: str, choices: Choices, on_error: OnError) -> Iterator[Entry]:
     """Return what the server lists below a folder, without what the filter leaves out.
 
-    `link` serves this alone; a listing that was cut goes on after the last entry that came.
+    `link` serves this alone, unless it is single; a listing that was cut goes on after the last entry that came.
     """
     entries = _listed(link, where, choices.links, _unless_excluded(choices, on_error))
     return entries if choices.filter.is_empty else choices.filter.select(entries)
@@ -71,7 +71,8 @@ def _listed(link: Link, where: str, links: str, on_error: OnError) -> Iterator[E
                     raise
                 link.drop()
     finally:
-        link.drop()
+        if not link.is_single or not link.is_idle:
+            link.drop()
 
 
 def walk_for_deleting(store: LocalStore, choices: Choices, tally: Tally) -> Iterator[Entry]:

@@ -25,7 +25,7 @@ settings.load_profile("fixed")
 _STATE = tempfile.mkdtemp(prefix="ftransfer-state-")
 atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
 os.environ["FTRANSFER_STATE"] = _STATE
-for _name in ("FTRANSFER_TOKEN", "FTRANSFER_TOKEN_FILE", "FTRANSFER_FINGERPRINT"):
+for _name in ("FTRANSFER_TOKEN", "FTRANSFER_TOKEN_FILE", "FTRANSFER_FINGERPRINT", "FTRANSFER_SSH"):
     os.environ.pop(_name, None)
 
 # A shell that runs the tests in the background has them ignore SIGINT, and so would the commands that they start.

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from faults import RESERVED, fast_folder, noise
 
-from ftransfer import errors, wire
+from ftransfer import digests, errors, wire
 from ftransfer.digests import block_hash
 from ftransfer.receiving import Incoming
 from ftransfer.store import staging as staging_module
@@ -434,6 +434,7 @@ class Line:
         self._data = data
         self._at = 0
         self.scratch = memoryview(bytearray(GRAIN))
+        self.block_algorithm = digests.DEFAULT
         self.ranges: list[tuple[int, int]] = []
         self.sent = 0
 

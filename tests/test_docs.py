@@ -48,13 +48,18 @@ def test_the_python_of_a_page_runs(path: Path, root: Path, tmp_path: Path, monke
                     value.close()
 
 
-def commands(text: str) -> list[str]:
-    """Return the commands of a page's sessions that call ftransfer, without what the shell does with them."""
+def commands(text: str, *, tables: bool) -> list[str]:
+    """Return the commands of a page that call ftransfer, without what the shell does with them.
+
+    Arguments: `tables`, whether what stands in tables can be typed, too.
+    """
     found = []
     typed = [block for language in ("sh", "ini") for _, block in fenced(text, language)]
     for _, session in fenced(text, "console"):
         joined = session.replace("\\\n", " ").replace("log in with: ", "$ ")  # what the server prints is typed, too
         typed.append("\n".join(line for line in joined.splitlines() if line.startswith("$ ")))
+    rows = "\n".join(line for line in text.replace("\\|", "|").splitlines() if line.startswith("| "))
+    typed += re.findall(r"`(ftransfer [a-z]+ [^`]+)`", rows) if tables else []
     for line in "\n".join(typed).replace("\\\n", " ").splitlines():
         for part in re.split(r"\||&&|;|\$\(", line):
             called = re.search(r"(?:^|\s|/)(ftransfer\s.*?)(?:\s\d?>.*|\)\s*|\s*&\s*|\s#.*)?$", part)
@@ -63,7 +68,11 @@ def commands(text: str) -> list[str]:
     return found
 
 
-COMMANDS = [(path, command) for path in PAGES for command in commands(path.read_text(encoding="utf-8"))]
+def _commands_of(path: Path) -> list[str]:
+    return commands(path.read_text(encoding="utf-8"), tables=path.parent.name == "howto")
+
+
+COMMANDS = [(path, command) for path in PAGES for command in _commands_of(path)]
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=lambda v: name_of(v) if isinstance(v, Path) else v)
@@ -99,7 +108,7 @@ def test_there_are_commands_to_check() -> None:
     """The pages that show sessions are among those that were looked at."""
     pages = {path.name for path, _ in COMMANDS}
     assert {"getting-started.md", "reference.md", "folders.md", "scripts.md", "streams.md"} <= pages
-    assert {"machines.md", "users.md", "services.md", "certificates.md", "networks.md", "README.md"} <= pages
+    assert {"machines.md", "users.md", "services.md", "certificates.md", "networks.md", "ssh.md", "README.md"} <= pages
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

@@ -18,6 +18,7 @@ PROMISED = {
     errors.NotAFile: ("not-a-file", 2, False, OSError),
     errors.NotFound: ("not-found", 3, False, FileNotFoundError),
     errors.Unreachable: ("unreachable", 4, True, ConnectionError),
+    errors.NotInstalled: ("not-installed", 4, False, errors.Unreachable),
     errors.ConnectionLost: ("lost", 4, True, ConnectionError),
     errors.TimedOut: ("timeout", 4, True, TimeoutError),
     errors.Busy: ("busy", 4, True, Exception),

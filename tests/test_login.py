@@ -414,7 +414,7 @@ def test_names_that_nobody_logged_in_to(place: Place, tmp_path: Path, monkeypatc
     assert (ran.status, ran.out) == (3, "")
     assert ran.err.splitlines() == [
         "error: no remote is called 'lab'",
-        "hint: ftransfer remotes lists them; a local file with a colon is written ./lab:x",
+        "hint: ftransfer remotes lists them; through ssh it is ssh://lab/~/x; a local file: ./lab:x",
     ]
     with pytest.raises(errors.NotFound, match="no remote is called 'lab'"):
         ftransfer.connect("lab:x")

@@ -36,14 +36,16 @@ ALLOWED_AT_THE_TOP = {
 # files of one folder (store/, cli/) may import each other. `ftransfer` is its __init__.py, the public face.
 ROWS = [
     ["errors"],
-    ["paths", "digests", "progress", "filters", "modes", "rights", "statedir"],
+    ["xxh3", "pipes", "versions"],
+    ["xxh"],
+    ["paths", "digests", "progress", "filters", "modes", "rights", "statedir", "archive"],
     ["wire", "tokens", "tls", "accesslog"],
     ["session"],
     ["channel"],
     ["store", "pacing"],
     ["sending", "receiving", "sources", "results", "packing", "unpacking", "planning", "merging"],
     ["net", "tally"],
-    ["users", "known", "listening"],
+    ["users", "known", "listening", "ssh"],
     ["admission", "identity"],
     ["host", "weighing"],
     ["link", "asking", "questions", "answering", "packstream", "largefiles", "reception", "greeting"],
@@ -76,7 +78,7 @@ IMPURE = {
     "time",
     "tqdm",
 }
-PURE = {"errors", "paths", "progress", "modes", "wire", "session", "merging"}
+PURE = {"errors", "versions", "xxh3", "paths", "progress", "modes", "wire", "session", "merging"}
 
 LINES_OF_A_MODULE = 400
 LINES_OF_A_FUNCTION = 60

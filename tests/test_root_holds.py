@@ -478,6 +478,7 @@ DESCRIPTORS = {"fd", "folder", "receipts", "self._fd"}
 """What the calls that may take a path or a descriptor are given here: always a descriptor."""
 EXCEPTIONS = {
     ("local.py", "os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)"): "whoever serves a folder names it",
+    ("local.py", "os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)"): "the user's own state folder",
     ("local.py", "open('/proc/self/status', encoding='ascii', errors='replace')"): "where Linux tells the umask",
     ("state.py", "open(fd, 'rb')"): "a descriptor",
     ("state.py", "open(fd, 'w', encoding='utf-8')"): "a descriptor",

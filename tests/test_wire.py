@@ -80,6 +80,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "versions": st.lists(st.integers(1, 65536), max_size=16),
     "version": st.integers(1, 65536),
     "software": texts,
+    "blocks": st.sampled_from(["xxh128", "blake2b"]),
     "features": words,
     "facts": words,
     "former": st.none() | tokens,

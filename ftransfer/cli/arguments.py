@@ -68,7 +68,10 @@ class _Builder:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.parser.add_argument("-V", "--version", action="version", version=f"ftransfer {__version__}")
-        self._commands = self.parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+        # With `prog` given, argparse need not lay out a usage to find it, for which it would import shutil.
+        self._commands = self.parser.add_subparsers(
+            metavar="COMMAND", required=True, parser_class=_Parser, prog="ftransfer"
+        )
 
     def add(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
         """Add a command with the options that all have."""
@@ -90,6 +93,8 @@ class _Builder:
         )
         made.add_argument("--max-time", type=duration, metavar="T", help="longest time for everything")
         made.add_argument("--fingerprint", metavar="F", help="that the server's certificate has to have: sha256:...")
+        made.add_argument("--ssh", metavar="CMD", help="for ssh://, another ssh command: 'ssh -J gate'")
+        made.add_argument("--remote-command", metavar="CMD", help="for ssh://, ftransfer on the other machine (found)")
         return made
 
     def add_transfer(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
@@ -102,9 +107,7 @@ class _Builder:
         )
         made.add_argument("--if-exists", choices=IF_EXISTS, default="replace", help="if the name is taken (replace)")
         made.add_argument("--no-resume", action="store_true", help="begin anew, also if a part is there")
-        made.add_argument(
-            "--algorithm", choices=("xxh128", "sha256"), default="xxh128", help="digest of the file (xxh128)"
-        )
+        made.add_argument("--algorithm", choices=("xxh128", "sha256"), help="digest of the file (xxh128)")
         made.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
         made.add_argument("--delete", action="store_true", help="remove from DEST what the source folder lacks")
         made.add_argument("--chmod", type=_type(_modes), metavar="MODE", help="permission bits: 640, D755,F644, go-w")
@@ -179,7 +182,7 @@ def _add_transfers(b: _Builder) -> None:
         made.add_argument(option, help=argparse.SUPPRESS)
     for options in (["--no-resume"], ["--no-sync"], ["-r", "--recursive"], ["-n", "--dry-run"]):
         made.add_argument(*options, action="store_true", help=argparse.SUPPRESS)
-    made.add_argument("--algorithm", choices=("xxh128", "sha256"), default="xxh128", help="which hash (xxh128)")
+    made.add_argument("--algorithm", choices=("xxh128", "sha256"), help="which hash (xxh128)")
 
     made = b.add_client("checksum", _run("checksums", "checksum"), "Print or check checksums, here or on a server")
     made.add_argument(
@@ -222,7 +225,10 @@ def _add_files(b: _Builder) -> None:
 
 def _add_serving(b: _Builder) -> None:
     made = b.add("serve", _run("serve", "serve"), "Serve a folder, or several by name")
-    made.add_argument("folders", nargs="+", metavar="DIR", help="a folder, or NAME=DIR for each of several")
+    made.add_argument("folders", nargs="*", metavar="DIR", help="a folder, or NAME=DIR for each of several")
+    made.add_argument(
+        "--stdio", action="store_true", help="one client, over standard input and output, as ssh:// starts it"
+    )
     made.add_argument(
         "--listen",
         action="append",
@@ -260,7 +266,9 @@ def _add_state(made: argparse.ArgumentParser) -> None:
 def _add_user(b: _Builder) -> None:
     """Add the command user, which has commands of its own."""
     made = b.add("user", _run("users", "list_users"), "Say who may do what on a server")
-    actions = made.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser, dest="action")
+    actions = made.add_subparsers(
+        metavar="ACTION", required=True, parser_class=_Parser, dest="action", prog="ftransfer user"
+    )
     for name, function, text in (
         ("add", "add", "Add a user and print the token, once"),
         ("list", "list_users", "List users and what they may do"),
@@ -303,6 +311,7 @@ def _add_logins(b: _Builder) -> None:
         "--token-file", dest="from_file", metavar="FILE", help="with the token; - is standard input (asked for)"
     )
     made.add_argument("--anonymous", action="store_true", help="without a token, where the server takes strangers")
+    made.add_argument("--install", action="store_true", help="for ssh://, copy ftransfer there if it is missing")
     made = b.add("logout", _run("logins", "logout"), "Forget a login and its token")
     made.add_argument("name", metavar="NAME")
     made = b.add("remotes", _run("logins", "remotes"), "List the logins")

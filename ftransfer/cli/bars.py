@@ -6,6 +6,7 @@ flicker.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -49,7 +50,7 @@ class Bars:
         if event.phase == "retrying":
             self._retrying(event)
             return
-        if not self._is_terminal or time.monotonic() - self._started < FIRST_SHOWN:
+        if not self._is_terminal or time.monotonic() - self._started < FIRST_SHOWN or not _has_tqdm():
             return
         if event.is_tree:
             self._tree(event)
@@ -141,6 +142,14 @@ class Bars:
             self.end()
             self._noted = note
             self._say(f"{shorten(event.path.rpartition('/')[2])}: {note}" if event.path else note)
+
+
+@functools.cache
+def _has_tqdm() -> bool:
+    """Tell whether bars can be drawn; in the archive that `login` copies they cannot."""
+    from importlib.util import find_spec
+
+    return find_spec("tqdm") is not None
 
 
 def _size() -> dict[str, Any]:

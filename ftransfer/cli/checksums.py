@@ -9,6 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from itertools import groupby, tee
 
 from ftransfer import net, paths
@@ -17,6 +18,7 @@ from ftransfer.cli.remotes import remote_for, require_url
 from ftransfer.client import Remote
 from ftransfer.digests import DEFAULT, Digest, Listed, format_line, guess_algorithm, parse_lines
 from ftransfer.errors import FtransferError, NotAFile, PartialFailure, TimedOut, UsageError, from_os
+from ftransfer.planning import hold
 from ftransfer.sources import checksum_file
 from ftransfer.store.base import FILE, FOLDER, OnError
 
@@ -64,24 +66,30 @@ def _hashed(options: argparse.Namespace, output: Output, algorithm: str) -> Iter
     def on_error(name: str, exc: FtransferError) -> None:
         bad.append((name, exc))
 
-    for word in options.names:
-        if not net.is_url(word):
-            yield from hash_here(_local_files(word, on_error, recursive=options.recursive), algorithm)
-            yield from bad
-            bad.clear()
-            continue
-        address = require_url(word, "")
-        with remote_for(options, address) as remote:
+    with ExitStack() as stack:
+        remotes: dict[str, Remote] = {}
+        for word in options.names:
+            if not net.is_url(word):
+                yield from hash_here(_local_files(word, on_error, recursive=options.recursive), algorithm)
+                yield from bad
+                bad.clear()
+                continue
+            address = require_url(word, "")
+            if address.endpoint not in remotes:
+                remotes[address.endpoint] = stack.enter_context(remote_for(options, address, output))
+            remote = remotes[address.endpoint]
             if not options.recursive or remote.stat(address.path).kind != FOLDER:
                 yield from _hash_there_one(remote, address.path, algorithm, output)
                 continue
-            with remote_for(options, address) as listing:  # a connection for the list, which is read bit by bit
-                entries = listing.list(address.path, recursive=True, on_error=on_error)
-                names = (entry.path for entry in entries if entry.kind == FILE)
-                for name, outcome in remote.checksums(names, address.path, algorithm=algorithm):
-                    yield paths.join(address.path, name), outcome
-                yield from bad
-                bad.clear()
+            # Over ssh there is one connection, else another one for the list, which is read bit by bit.
+            listing = remote if remote.is_single else stack.enter_context(remote_for(options, address, output))
+            entries = listing.list(address.path, recursive=True, on_error=on_error)
+            held = hold(entries, lambda _: None) if remote.is_single else entries
+            names = (entry.path for entry in held if entry.kind == FILE)
+            for name, outcome in remote.checksums(names, address.path, algorithm=algorithm):
+                yield paths.join(address.path, name), outcome
+            yield from bad
+            bad.clear()
 
 
 def _hash_there_one(remote: Remote, path: str, algorithm: str, output: Output) -> Iterator[tuple[str, Outcome]]:
@@ -147,7 +155,7 @@ def _check(options: argparse.Namespace, output: Output) -> int:
     where = options.names[1] if len(options.names) == 2 else ""
     if net.is_url(where):
         address = require_url(where, "")
-        with remote_for(options, address) as remote:
+        with remote_for(options, address, output) as remote:
             return _check_list(listed, options, output, address.path, _remote_hash(remote))
     return _check_list(listed, options, output, where, _local_hash(options, output))
 

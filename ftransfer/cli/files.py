@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ftransfer import net
 from ftransfer.cli.output import Output, error_lines, tell
@@ -21,7 +21,7 @@ _LETTER = {"file": "-", "folder": "d", "link": "l", "other": "?"}
 def list_entries(options: argparse.Namespace, output: Output) -> int:
     """Print the entries of a folder, or the one file that the address names."""
     address = require_url(options.url, "what to list")
-    with remote_for(options, address) as remote:
+    with remote_for(options, address, output) as remote:
         found = remote.stat(address.path)
         failed: list[str] = []
 
@@ -47,11 +47,11 @@ def list_entries(options: argparse.Namespace, output: Output) -> int:
 def stat_entry(options: argparse.Namespace, output: Output) -> int:
     """Print what is at a path."""
     address = require_url(options.url, "what to show")
-    with remote_for(options, address) as remote:
+    with remote_for(options, address, output) as remote:
         entry = remote.stat(address.path)
     output.event("entry", **_fields(entry))
     if not output.as_json:
-        print(f"path:  {printable(entry.path) or '/'}")
+        print(f"path:  {printable(address.shown(entry.path)) or '/'}")
         print(f"kind:  {entry.kind}")
         print(f"size:  {entry.size} ({show_size(entry.size)})")
         print(f"mtime: {_time(entry.mtime_ns)} ({entry.mtime_ns} ns)")
@@ -62,7 +62,7 @@ def stat_entry(options: argparse.Namespace, output: Output) -> int:
 def mkdir(options: argparse.Namespace, output: Output) -> int:
     """Make a folder."""
     address = require_url(options.url, "the folder to make")
-    with remote_for(options, address) as remote:
+    with remote_for(options, address, output) as remote:
         remote.mkdir(require_path(address, "folder"), parents=options.parents)
     output.note(f"made {printable(str(address))}")
     return 0
@@ -74,7 +74,7 @@ def move(options: argparse.Namespace, output: Output) -> int:
     target = require_url(options.target, "the new name")
     if address.endpoint != target.endpoint:
         raise UsageError("both addresses have to be on one server", hint="download and upload to move between servers")
-    with remote_for(options, address) as remote:
+    with remote_for(options, address, output) as remote:
         where = remote.target(target.path + "/" * target.is_folder, address.path)
         remote.move(address.path, where)
     output.note(f"moved to {printable(str(target.at(where)))}")
@@ -84,7 +84,7 @@ def move(options: argparse.Namespace, output: Output) -> int:
 def remove(options: argparse.Namespace, output: Output) -> int:
     """Remove a file or folder."""
     address = require_url(options.url, "what to remove")
-    with remote_for(options, address) as remote:
+    with remote_for(options, address, output) as remote:
         remote.remove(require_path(address, "file or folder"), recursive=options.recursive)
     output.note(f"removed {printable(str(address))}")
     return 0
@@ -92,9 +92,11 @@ def remove(options: argparse.Namespace, output: Output) -> int:
 
 def partials(options: argparse.Namespace, output: Output) -> int:
     """Print what is staged and unfinished, or drop it."""
+    shown: Callable[[str], str] = str
     if net.is_url(options.where):
         address = require_url(options.where, "")
-        with remote_for(options, address) as remote:
+        shown = address.shown
+        with remote_for(options, address, output) as remote:
             found = remote.partials(address.path, clear=options.clear)
     else:
         from ftransfer.downloading import local_partials
@@ -106,7 +108,7 @@ def partials(options: argparse.Namespace, output: Output) -> int:
         size = "a stream" if partial.size is None else show_size(partial.size)
         word = "dropped  " if options.clear else ""
         output.verdict(
-            f"{word}{printable(partial.path)}  {show_size(partial.held)} of {size}, {_time(partial.mtime_ns)}"
+            f"{word}{printable(shown(partial.path))}  {show_size(partial.held)} of {size}, {_time(partial.mtime_ns)}"
         )
     if not found:
         output.say("nothing unfinished")
@@ -116,7 +118,7 @@ def partials(options: argparse.Namespace, output: Output) -> int:
 def ping(options: argparse.Namespace, output: Output) -> int:
     """Print the round trip and what both ends say of the connection."""
     address = require_url(options.url, "whom to ask")
-    with remote_for(options, address) as remote:
+    with remote_for(options, address, output) as remote:
         first = remote.ping()
         pong = min((remote.ping() for _ in range(3)), key=lambda p: p.round_trip_seconds)
     fields = pong._replace(connect_seconds=first.connect_seconds)._asdict()

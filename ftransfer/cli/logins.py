@@ -7,10 +7,11 @@ import os
 
 from ftransfer import net
 from ftransfer.channel import goodbye
+from ftransfer.cli.installing import install, question
 from ftransfer.cli.output import Output
-from ftransfer.cli.remotes import MAX_TOKEN, identity_of
+from ftransfer.cli.remotes import MAX_TOKEN, ask, identity_of, remote_for, shell_of
 from ftransfer.client import Remote
-from ftransfer.errors import UsageError, from_os
+from ftransfer.errors import NotInstalled, UsageError, VersionMismatch, from_os
 from ftransfer.known import Known, Login, check_name
 from ftransfer.link import Patience
 from ftransfer.paths import printable
@@ -22,6 +23,10 @@ def login(options: argparse.Namespace, output: Output) -> int:
     """Check the server, then the token, and remember both under a name."""
     word = options.url if net.is_url(options.url) else f"ft://{options.url}/"
     address = net.parse_url(word)
+    if address.scheme == "ssh":
+        return _login_over_ssh(options, output, address)
+    if options.install:
+        raise UsageError("--install is for ssh://", hint="elsewhere somebody has to start a server")
     if options.anonymous:
         address = address._replace(user=net.ANONYMOUS)
     known = Known(StateDir())
@@ -49,6 +54,31 @@ def login(options: argparse.Namespace, output: Output) -> int:
     output.event("login", name=name, url=str(endpoint), user=pong.user, can=pong.can)
     may = ", ".join(pong.can) or "do nothing"
     output.say(f"logged in to {printable(address.endpoint)} as {printable(pong.user)}, who may {printable(may)}")
+    output.say(f"from now on {name}: is an address, as in: ftransfer upload FILE {name}:")
+    return 0
+
+
+def _login_over_ssh(options: argparse.Namespace, output: Output, address: net.Address) -> int:
+    """Check that the other end can be reached, copy ftransfer there if that is wanted, and remember the name."""
+    for option in ("from_file", "anonymous"):
+        if getattr(options, option):
+            raise UsageError("ssh itself looks who asks: there is no token", hint=f"ftransfer login {address.endpoint}")
+    known = Known(StateDir())
+    before = known.login_to(address)
+    name = check_name(options.name or (before.name if before else _name_of(address)))
+    with remote_for(options, address, output) as remote:
+        try:
+            pong = remote.ping()
+        except (NotInstalled, VersionMismatch):
+            shell = shell_of(options, address, output)
+            assert shell is not None
+            if shell.remote_command or not (options.install or ask(question(address))):
+                raise
+            output.say(install(shell, address, options.timeout))
+            pong = remote.ping()
+    known.save(Login(name, f"{str(address).rstrip('/')}/", None))
+    output.event("login", name=name, url=str(address), user=pong.user, can=pong.can)
+    output.say(f"{printable(address.endpoint)} has {printable(pong.server)}")
     output.say(f"from now on {name}: is an address, as in: ftransfer upload FILE {name}:")
     return 0
 

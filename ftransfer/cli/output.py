@@ -48,8 +48,11 @@ class Output:
         self.quiet = quiet
         self.verbose = verbose
         self.as_json = as_json
+        self.shown: Callable[[str], str] = str
+        """How the path of a file that was sent is shown to people."""
         self._events: IO[str] = sys.stderr if data_on_stdout else sys.stdout
         self._goes_on = goes_on
+        self._passed_on = ""
         self._bars: Any = None
         self._dry_run = self._streams = False
 
@@ -71,6 +74,13 @@ class Output:
         if not self.quiet and not self.as_json:
             self.end_bars()
             tell(line)
+
+    def pass_on(self, line: str) -> None:
+        """Write a line that ssh says to people, which has been escaped."""
+        if not self.quiet and line != self._passed_on:  # each try may say the same
+            self.end_bars()
+            tell(line)
+        self._passed_on = line
 
     def note(self, line: str) -> None:
         """Write a line to stderr where only the curious want it."""
@@ -137,9 +147,9 @@ class Output:
         if self._dry_run and file.error is None:
             if file.result in ("same", "skipped") and not self.verbose:
                 return
-            self.verdict(f"{file.result}: {printable(file.path)}")
+            self.verdict(f"{file.result}: {printable(self.shown(file.path))}")
         elif file.error is None:
-            self.note(_file_line(file))
+            self.note(_file_line(file, self.shown(file.path)))
         else:
             self.end_bars()
             for line in error_lines(file.error):
@@ -216,8 +226,8 @@ def _file_fields(file: FileResult) -> dict[str, Any]:
     }
 
 
-def _file_line(file: FileResult) -> str:
-    name = printable(file.path)
+def _file_line(file: FileResult, path: str) -> str:
+    name = printable(path)
     if file.result != "sent":
         why = _WHY.get(file.result)
         return f"{file.result:<8} {name}" + (f": {why}" if why else "")

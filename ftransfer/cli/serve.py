@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ftransfer import listening, net
+from ftransfer import listening, net, wire
 from ftransfer.cli.output import Output
 from ftransfer.cli.units import parse_size
-from ftransfer.errors import UsageError
+from ftransfer.errors import FtransferError, UsageError
 from ftransfer.host import Limits
 from ftransfer.paths import printable
+from ftransfer.pipes import Pipes
 from ftransfer.rights import ALL
 from ftransfer.server import Server
 from ftransfer.users import check_name
@@ -31,13 +32,15 @@ KEEP_FREE = 1 << 30
 
 def serve(options: argparse.Namespace, output: Output) -> int:
     """Serve until told to stop; running transfers may finish for a few seconds, a second signal cuts them."""
+    if options.stdio:
+        return serve_stdio(options)
+    if not options.folders:
+        raise UsageError("there is nothing to serve", hint="ftransfer serve DIR")
     if options.key and not options.cert:
         raise UsageError("--key comes with --cert", hint="--cert FILE --key FILE, both in PEM")
     _log_to_stderr(options)
     say = logging.getLogger("ftransfer.server").info if options.log_format == "json" else output.say
-    limits = _limits(options)
-    _allow_descriptors(limits)
-    gc.set_threshold(100_000, 20, 20)  # trees make very many small objects, and no cycles
+    limits = _prepare(options)
     server = Server(
         _roots(options.folders),
         listen=options.listen or [DEFAULT_LISTEN],
@@ -68,6 +71,63 @@ def serve(options: argparse.Namespace, output: Output) -> int:
         server.close()
     say("stopped")
     return 0
+
+
+def serve_stdio(options: argparse.Namespace) -> int:
+    """Serve whoever started this over ssh, through standard input and output, until it leaves."""
+    for option in ("listen", "cert", "key", "insecure"):
+        if getattr(options, option):
+            raise UsageError(f"--{option} does not go with --stdio", hint="whoever comes by ssh has been checked by it")
+    if any(os.isatty(fd) for fd in (0, 1)):
+        raise UsageError(
+            "--stdio is for ssh, not for a terminal", hint="ftransfer upload FILE ssh://HOST/ starts it there"
+        )
+    if sys.getfilesystemencoding() != "utf-8":  # by a locale that ssh has brought along, say; names are what they are
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - ourselves
+    _log_to_stderr(options, least=logging.ERROR)  # the client tells its user what goes wrong
+    if not options.verbose:
+        logging.getLogger().handlers[0].addFilter(_without_traceback)
+    limits = _prepare(options)
+    came_from = os.environ.get("SSH_CONNECTION", "").split(" ")[0]
+    stream = Pipes(os.dup(0), os.dup(1), f"ssh from {came_from}" if came_from else "stdio")
+    os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), 0)
+    os.dup2(2, 1)  # what anything prints by mistake comes between no frames
+    try:
+        server = Server(
+            _roots(options.folders) if options.folders else None,
+            listen=(),
+            read_only=options.read_only,
+            durable=not options.no_sync,
+            state=options.state,
+            anonymous=options.anonymous,
+            timeout=options.timeout,
+            limits=limits,
+        )
+    except FtransferError as exc:
+        stream.send(
+            memoryview(wire.encode(wire.error_message(exc)))
+        )  # to the client: whoever reads stderr is there, too
+        return exc.exit_status
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: server.stop())
+    try:
+        server.serve_stream(stream)
+    finally:
+        server.close(grace=0.0)
+    os._exit(0)  # the client waits for this end, and taking an interpreter apart takes a moment
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
+def _prepare(options: argparse.Namespace) -> Limits:
+    """Set this process up for much work, and return what it bears."""
+    limits = _limits(options)
+    _allow_descriptors(limits)
+    gc.set_threshold(100_000, 20, 20)  # trees make very many small objects, and no cycles
+    return limits
 
 
 def _roots(words: list[str]) -> str | dict[str, str]:
@@ -181,8 +241,9 @@ class _Lines(logging.Formatter):
         return json.dumps(line)
 
 
-def _log_to_stderr(options: argparse.Namespace) -> None:
+def _log_to_stderr(options: argparse.Namespace, least: int = logging.INFO) -> None:
     level = logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO
+    level = level if options.verbose else max(level, least)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines() if options.log_format == "json" else logging.Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])

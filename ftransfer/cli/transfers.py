@@ -76,7 +76,8 @@ def upload(options: argparse.Namespace, output: Output) -> int:
             raise UsageError(
                 f"the source {source} is an address", hint="upload takes local files; did you mean download?"
             )
-    with remote_for(options, address) as remote:
+    output.shown = address.shown
+    with remote_for(options, address, output) as remote:
         target = remote_path(address)
         choices = _choices(options, output)
         if sources == ["-"]:
@@ -102,7 +103,7 @@ def download(options: argparse.Namespace, output: Output) -> int:
     addresses = [require_url(source, "the source of a download") for source in sources]
     _one_server(addresses)
     names = [address.path + "/" * (address.is_folder and bool(address.path)) for address in addresses]
-    with remote_for(options, addresses[0]) as remote:
+    with remote_for(options, addresses[0], output) as remote:
         choices = _choices(options, output) | {"durable": not options.no_sync}
         if dest == "-":
             if len(names) > 1:
@@ -143,7 +144,7 @@ def verify(options: argparse.Namespace, output: Output) -> int:
     total: Counter[str] = Counter()
     if net.is_url(dest):
         address = require_url(dest, "the destination")
-        with remote_for(options, address) as remote:
+        with remote_for(options, address, output) as remote:
             target = remote_path(address) + ("/" if len(sources) > 1 else "")
             for source in sources:
                 if os.path.isdir(source):
@@ -155,7 +156,7 @@ def verify(options: argparse.Namespace, output: Output) -> int:
     else:
         addresses = [require_url(source, "one side of a comparison") for source in sources]
         _one_server(addresses)
-        with remote_for(options, addresses[0]) as remote:
+        with remote_for(options, addresses[0], output) as remote:
             for there in addresses:
                 total += _verify_remote(remote, there, dest, options, output)
     files = sum(total[word] for word in VERDICTS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from ftransfer.store.folders import FOLDER_FLAGS, make_folder
+from ftransfer.store.folders import FOLDER_FLAGS, enter, make_folder
 
 MOST_OPEN = 64
 """Folders that stay open; each is a descriptor."""
@@ -65,7 +65,7 @@ class FolderCache:
 
     def _enter(self, parent: int, path: str, name: str, *, create: bool) -> int:
         try:
-            fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
+            fd, _ = enter(name, parent, leads_on=not self._create)
         except FileNotFoundError:
             if not create:
                 raise

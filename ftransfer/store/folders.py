@@ -5,6 +5,7 @@ O_NOFOLLOW guards only the last component of a path, so every component is opene
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from ftransfer.errors import FtransferError, NotAFile, from_os
 from ftransfer.store import sync
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PASS_FLAGS = getattr(os, "O_PATH", 0) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""For a folder that only leads on to another one: /home, say, which few may list."""
 
 
 @contextmanager
@@ -83,36 +86,51 @@ def open_folder(
     create: bool = False,
     synced: Synced | None = None,
     on_made: Callable[[int], None] | None = None,
+    lists: bool = True,
 ) -> int:
     """Return a descriptor of the folder, which the caller closes.
 
     Arguments: `create` makes what is missing, and tells `on_made` of it; `synced` makes every folder on the way
-    durable. Raises OSError.
+    durable; `lists`, whether it will be listed or synced: if not, we need only be able to go on from it, by name.
+    Raises OSError.
     """
     fd = os.dup(root_fd)
     try:
-        for part in parts:
+        is_listed = True
+        for left, part in enumerate(parts, 1 - len(parts)):
             made = False
             try:
-                inner = os.open(part, FOLDER_FLAGS, dir_fd=fd)
+                inner, listed = enter(part, fd, leads_on=left < 0 or not lists)
             except FileNotFoundError:
                 if not create:
                     raise
+                if synced is not None and not is_listed:  # then what is made in it cannot be synced
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
                 made = make_folder(part, fd)
-                inner = os.open(part, FOLDER_FLAGS, dir_fd=fd)
+                inner, listed = os.open(part, FOLDER_FLAGS, dir_fd=fd), True
                 if made and on_made is not None:
                     on_made(inner)
                 made = True  # by whomever, a moment ago
             try:
-                if synced is not None:
+                if synced is not None and is_listed:  # what may not even be listed was not made by us
                     synced.ensure(fd, inner, made=made)
             finally:
                 os.close(fd)
-                fd = inner
+                fd, is_listed = inner, listed
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def enter(name: str, dir_fd: int, *, leads_on: bool) -> tuple[int, bool]:
+    """Return a descriptor of a folder, and whether it can be listed; if not, it is only good to go on from."""
+    try:
+        return os.open(name, FOLDER_FLAGS, dir_fd=dir_fd), True
+    except PermissionError:
+        if not leads_on or not hasattr(os, "O_PATH"):
+            raise
+    return os.open(name, _PASS_FLAGS, dir_fd=dir_fd), False
 
 
 def make_folder(name: str, dir_fd: int) -> bool:
@@ -132,9 +150,9 @@ def lend_rights(fd: int) -> None:
 
 
 @contextmanager
-def folder(root_fd: int, parts: list[str]) -> Iterator[int]:
+def folder(root_fd: int, parts: list[str], *, lists: bool = True) -> Iterator[int]:
     """Open a folder for the time of a block."""
-    fd = open_folder(root_fd, parts)
+    fd = open_folder(root_fd, parts, lists=lists)
     try:
         yield fd
     finally:

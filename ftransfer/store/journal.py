@@ -13,10 +13,9 @@ import re
 import struct
 from typing import NamedTuple
 
-from xxhash import xxh3_64_intdigest
-
 from ftransfer import paths
 from ftransfer.store.base import Grain
+from ftransfer.xxh import xxh3_64_intdigest
 
 MAGIC = b"ftjrnl1\n"
 _HEAD = struct.Struct("!8sIQ")  # magic, length of the JSON, its check

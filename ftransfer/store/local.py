@@ -37,6 +37,8 @@ from ftransfer.store.walking import remove_tree, walk
 
 KEEP_PARTIALS = 14 * 86400
 """Seconds that staged data outlives its last block."""
+KEEP_OUT_OF_REACH = 180 * 86400
+"""The same where its folder cannot be found: its disk may come back, or be one of another machine."""
 MOST_STALE = 1000
 """Journals that are looked at in one go."""
 KEEP_RECEIPTS = 86400
@@ -51,12 +53,18 @@ class LocalStore(base.Store):
     """The files below `root`.
 
     Arguments: `durable`, whether to sync before a transfer counts as done; `receipts`, whether to remember for a day
-    what was committed; `keep_free`, bytes of the disk that are left free. Raises NotFound, NotAFile for a root that is
-    none.
+    what was committed; `keep_free`, bytes of the disk that are left free; `state`, the folder that has `.ftransfer/`,
+    None for the root. Raises NotFound, NotAFile for a root that is none.
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, durable: bool = True, receipts: bool = True, keep_free: int = 0
+        self,
+        root: str | os.PathLike[str],
+        *,
+        durable: bool = True,
+        receipts: bool = True,
+        keep_free: int = 0,
+        state: str | None = None,
     ):
         self.root = os.fspath(root)
         self.shown = "the served folder"
@@ -66,7 +74,13 @@ class LocalStore(base.Store):
         self.keep_free = keep_free
         with translated(self.root):
             self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.state = StateFolder(self.fd)
+        self.state_fd = -1
+        self.is_apart = state is not None
+        """Whether the state is kept elsewhere, where other machines may share it: what is not here may be there."""
+        if state is not None:
+            with translated(state):
+                self.state_fd = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.state = StateFolder(self.fd if state is None else self.state_fd)
         self.synced = Synced() if durable else None
         self.umask = _umask()
         self.new_file_mode = 0o666 & ~self.umask
@@ -84,12 +98,15 @@ class LocalStore(base.Store):
         made.root = os.path.join(self.root, path)
         made.fd = fd
         made.state = StateFolder(fd)
+        made.state_fd = -1
+        made.is_apart = False
         return made
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        for fd in (self.fd, self.state_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.state_fd = -1
 
     def stat(self, path: str) -> base.Entry:
         with translated(path or self.shown):
@@ -97,7 +114,7 @@ class LocalStore(base.Store):
                 found = os.fstat(self.fd)
             else:
                 parts, name = split(path)
-                with folder(self.fd, parts) as fd:
+                with folder(self.fd, parts, lists=False) as fd:
                     found = os.stat(name, dir_fd=fd, follow_symlinks=False)
         return base.entry(path, found)
 
@@ -292,6 +309,8 @@ class LocalStore(base.Store):
 
     def drop_stale(self) -> None:
         """Drop journals whose staged file has gone: an end was killed just after it had given that its name."""
+        if self.is_apart:
+            return  # that it cannot be seen may have other reasons
         for name in self.state.names(JOURNAL)[:MOST_STALE]:
             data = self.state.read(name)
             decoded = journal.decode_head(data) if data else None
@@ -313,11 +332,23 @@ class LocalStore(base.Store):
         now = time.time_ns()
         dropped = 0
         for name in self.state.names(JOURNAL):
-            if now - self.state.mtime_ns(name) > KEEP_PARTIALS * 10**9:
+            if now - self.state.mtime_ns(name) > KEEP_PARTIALS * 10**9 and self._is_in_reach(name):
                 dropped += self.drop(name)
         self.state.sweep_receipts(now - KEEP_RECEIPTS * 10**9)
         self.state.tidy()
         return dropped
+
+    def _is_in_reach(self, name: str) -> bool:
+        """Tell whether the folder of a journal's staged file is there, or would be if it had not been removed."""
+        data = self.state.read(name) if self.is_apart else None
+        decoded = journal.decode_head(data) if data else None
+        if decoded is None:
+            return True
+        try:
+            with folder(self.fd, split(decoded[0].path)[0]):
+                return True
+        except OSError:
+            return time.time_ns() - self.state.mtime_ns(name) > KEEP_OUT_OF_REACH * 10**9
 
     def sync_folders(self, fds: list[int]) -> None:
         """Sync folders where the store is durable."""

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from typing import Self
 
 from ftransfer.errors import SourceChanged, from_os
+from ftransfer.pipes import FilePart
 
 MAX_TIME = (1 << 63) - 1
 """Nanoseconds before or after 1970."""
@@ -29,6 +30,10 @@ class Source(ABC):
     @abstractmethod
     def read_into(self, offset: int, view: memoryview) -> int:
         """Fill the view from that offset; return how many bytes there were, less only at the end."""
+
+    def part(self, offset: int, length: int) -> FilePart | None:  # noqa: ARG002 - most sources are no files
+        """Return these bytes as a part of a file that can be sent without reading it, None if there is no file."""
+        return None
 
     def extent(self, offset: int, limit: int) -> tuple[bool, int]:  # noqa: ARG002 - most sources have no holes
         """Return (is data, length) of the run at `offset`: data, or zeros that need not be sent; at most `limit`."""
@@ -98,6 +103,9 @@ class FileSource(Source):
         except OSError as exc:
             raise from_os(exc, self._path) from exc
         return got
+
+    def part(self, offset: int, length: int) -> FilePart:
+        return FilePart(self._fd, offset, length)
 
     def extent(self, offset: int, limit: int) -> tuple[bool, int]:
         if not self._sparse:

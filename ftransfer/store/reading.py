@@ -42,7 +42,7 @@ class LocalReader(Reader):
         self._base = path
         self._follow = follow
         with translated(path or store.shown):
-            fd = open_folder(store.fd, path.split("/") if path else [])
+            fd = open_folder(store.fd, path.split("/") if path else [], lists=False)
             try:
                 self._folders = FolderCache(fd)
             finally:

@@ -14,11 +14,10 @@ import os
 import stat
 from typing import Any, Final
 
-from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
-
 from ftransfer import paths
 from ftransfer.errors import Busy, FtransferError, Refused, from_os
 from ftransfer.store.folders import FOLDER_FLAGS, translated, unlink_if_there
+from ftransfer.xxh import xxh3_64_intdigest, xxh3_128_hexdigest
 
 FOLDER = paths.RESERVED
 JOURNAL = ".journal"

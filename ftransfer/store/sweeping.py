@@ -44,16 +44,19 @@ def sweep_trees(store: LocalStore) -> None:
         try:
             token = name.removesuffix(TREE_JOURNAL)
             with open(fd, "rb", closefd=False) as journal:
-                for line in journal:
-                    _sweep_record(store, token, line)
-            store.state.remove(name)
+                reached = [_sweep_record(store, token, line) for line in journal]
+            if all(reached) or not store.is_apart:
+                store.state.remove(name)
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
 
-def _sweep_record(store: LocalStore, token: str, line: bytes) -> None:
-    """Remove what is staged in the folder that one line of a journal announced; a torn line announced nothing."""
+def _sweep_record(store: LocalStore, token: str, line: bytes) -> bool:
+    """Remove what is staged in the folder that one line of a journal announced; a torn line announced nothing.
+
+    Returns False if that folder cannot be found.
+    """
     try:
         where, above = json.loads(line)
         whole = paths.check("/".join(part for part in (where, above) if part), root=True)
@@ -61,8 +64,11 @@ def _sweep_record(store: LocalStore, token: str, line: bytes) -> None:
             for name in os.listdir(fd):
                 if name.startswith(f"{paths.RESERVED}-{token}-"):
                     _unlink(name, fd)
-    except (ValueError, TypeError, RecursionError, OSError, FtransferError):
-        pass  # not a record, or its folder has gone
+    except OSError:
+        return False
+    except (ValueError, TypeError, RecursionError, FtransferError):
+        pass  # not a record
+    return True
 
 
 def _unlink(name: str, folder_fd: int) -> None:

@@ -62,12 +62,16 @@ class Hello(Message):
 
 
 class Welcome(Message):
-    """Server: the answer to hello, with what holds on this connection: `user` is who was let in, who `can` do this."""
+    """Server: the answer to hello, with what holds on this connection.
+
+    `user` is who was let in, who `can` do this; `blocks` is what blocks are hashed with.
+    """
 
     version: int = field(integer(1, 1 << 16, "integer, one of those offered"))
     software: str = field(TEXT)
     session: str = field(TOKEN)
     features: list[str] = field(WORDS, default=())
+    blocks: str = field(one_of(*digests.BLOCKS), default=digests.DEFAULT)
     user: str | None = field(or_null(USER), default=None)
     can: list[str] = field(WORDS, default=("create", "read", "replace", "delete"))
     read_only: bool = field(BOOL, default=False)

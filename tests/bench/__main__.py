@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench import again, crowd, far, memory, resume, small, startup, synced, tail, throughput, tls, trees
+from bench import again, crowd, far, memory, resume, small, ssh, startup, synced, tail, throughput, tls, trees
 from bench.children import BenchError, Children
 from bench.lab import GIB, Lab, Options, fast_folder, file_system, real_disk
 from bench.report import Report
@@ -33,8 +33,9 @@ COMPARED: dict[str, Callable[[Lab], None]] = {
     "small": small.measure,
     "far": far.measure,
     "synced": synced.measure,
+    "ssh": ssh.measure,
 }
-TOOLS = ("ftransfer", "nc", "curl", "rsync", "scp", "tar", "lftp", "cp")
+TOOLS = ("ftransfer", "nc", "curl", "rsync", "scp", "sftp", "tar", "cat", "lftp", "cp")
 
 
 def size(text: str) -> int:

@@ -5,6 +5,7 @@ import os
 import subprocess
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from bench.children import Run
@@ -12,6 +13,7 @@ from bench.sockets import HOST, answers, free_port
 from bench.tools import Direction, Tool, program
 
 SSHD_EMPTY_FOLDER = Path("/run/sshd")
+FAST_CIPHER = "aes128-gcm@openssh.com"
 
 
 class ServedTool(Tool):
@@ -136,18 +138,15 @@ class Rsync(ServedTool):
         return self.children.run(["rsync", *self.options, f"rsync://{HOST}:{self.port}/bench/{name}", target])
 
 
-class Scp(ServedTool):
-    """scp and an sshd with keys of its own: encrypted and authenticated by aes128-gcm, the fastest cipher."""
+class SshTool(ServedTool):
+    """A tool that goes through ssh to an sshd with keys of its own; nothing of the machine's or the user's is read."""
 
-    name = "scp"
-    checks = "AES-GCM"
-    programs = ("scp", "sshd", "ssh-keygen")
-    cipher_option: str | None = "aes128-gcm@openssh.com"
+    programs: Sequence[str] = ("ssh", "sshd", "ssh-keygen")
 
     _made_folder = False
 
     def server_command(self) -> list[str]:
-        """Configure a private sshd: own host key, one user key, nothing of the machine's."""
+        """Configure a private sshd: own host key, one user key."""
         folder = self.own_folder()
         for key in ("host", "user"):
             if (folder / key).exists():
@@ -158,19 +157,57 @@ class Scp(ServedTool):
             SSHD_EMPTY_FOLDER.mkdir(mode=0o755)  # sshd as root does not start without it
             self._made_folder = True
         config = folder / "sshd_config"
-        config.write_text(
-            f"ListenAddress {HOST}:{self.port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
-            f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-            f"PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n",
-            encoding="utf-8",
-        )
+        lines = [
+            f"ListenAddress {HOST}:{self.port}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub",
+            f"PidFile {folder}/pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no",
+            "PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp",
+            "SetEnv " + " ".join(f'"{name}={value}"' for name, value in self.environment().items()),
+        ]
+        config.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return [program("sshd") or "sshd", "-D", "-e", "-f", str(config)]
+
+    def environment(self) -> dict[str, str]:
+        """Return what its sshd sets: an empty home, as what a user's shell does at its start is no part of a tool."""
+        home = self.own_folder() / "home"
+        home.mkdir(exist_ok=True)
+        return {"HOME": str(home), "PATH": os.environ.get("PATH", os.defpath)}
 
     def stop(self) -> None:
         """End the server, and leave nothing that was not there before."""
         super().stop()
         if self._made_folder:
             SSHD_EMPTY_FOLDER.rmdir()
+
+    def asked_cipher(self) -> str | None:
+        """Return the one cipher that it may use; None for what ssh likes best."""
+        return fast_cipher()
+
+    def ssh_options(self) -> list[str]:
+        """Return the options that ssh, scp and sftp have in common."""
+        options = [
+            f"Port={self.port}",
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "IdentitiesOnly=yes",
+            "BatchMode=yes",
+            "LogLevel=ERROR",
+            "Compression=no",
+        ]
+        words = [word for option in options for word in ("-o", option)]
+        cipher = ["-c", asked] if (asked := self.asked_cipher()) else []
+        return ["-F", "/dev/null", "-i", str(self.own_folder() / "user"), *cipher, *words]
+
+    def login(self) -> str:
+        """Return whom its sshd lets in, and where."""
+        return f"{getpass.getuser()}@{HOST}"
+
+
+class Scp(SshTool):
+    """scp: encrypted and authenticated by aes128-gcm, the fastest cipher."""
+
+    name = "scp"
+    checks = "AES-GCM"
+    programs = ("scp", *SshTool.programs)
 
     def upload(self, source: Path, name: str) -> Run:
         """Copy to the server."""
@@ -181,18 +218,14 @@ class Scp(ServedTool):
         return self.children.run([*self._command(), self._remote(name), target])
 
     def _remote(self, name: str) -> str:
-        return f"{getpass.getuser()}@{HOST}:{self.served / name}"
+        return f"{self.login()}:{self.served / name}"
 
     def _command(self) -> list[str]:
-        options = [
-            "StrictHostKeyChecking=no",
-            "UserKnownHostsFile=/dev/null",
-            "IdentitiesOnly=yes",
-            "BatchMode=yes",
-            "LogLevel=ERROR",
-            "Compression=no",
-        ]
-        words = [word for option in options for word in ("-o", option)]
-        cipher = ["-c", self.cipher_option] if self.cipher_option else []
-        key = str(self.own_folder() / "user")
-        return ["scp", "-q", "-F", "/dev/null", "-P", str(self.port), "-i", key, *cipher, *words]
+        return ["scp", "-q", *self.ssh_options()]
+
+
+@cache
+def fast_cipher() -> str | None:
+    """Return the fastest cipher; None where this ssh does not have it, and takes what it likes best."""
+    known = subprocess.run(["ssh", "-Q", "cipher"], capture_output=True, text=True, check=False).stdout.split()
+    return FAST_CIPHER if FAST_CIPHER in known else None

@@ -98,7 +98,9 @@ class TlsCurl(TlsTool, Curl):
 class TlsScp(TlsTool, Scp):
     """scp with the cipher of TLS: AES-256-GCM."""
 
-    cipher_option = GCM
+    def asked_cipher(self) -> str:
+        """Ask for this and no other."""
+        return GCM
 
     def cipher(self) -> str:
         """Return what was asked for: it is this or a failure."""
@@ -110,7 +112,9 @@ class DefaultScp(TlsTool, Scp):
 
     name = "scp-default"
     checks = "its cipher"
-    cipher_option = None
+
+    def asked_cipher(self) -> None:
+        """Ask for none."""
 
     def cipher(self) -> str:
         """Return what this ssh likes best; its own sshd takes the same."""
