@@ -1,18 +1,22 @@
 """Two pipes as one stream: what channels need of them, at their edges."""
 
+import errno
 import os
 import select
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import wait_until
 
 from ftransfer import wire
 from ftransfer.channel import Channel
 from ftransfer.errors import ConnectionLost, TimedOut
-from ftransfer.pipes import CAPACITY, Pipes
+from ftransfer.pipes import CAPACITY, TAKES_FILES, FilePart, Pipes
 from ftransfer.session import CLIENT, SERVER
 
 HELLO = wire.Hello(versions=[1], software="test")
@@ -135,3 +139,88 @@ def test_it_can_be_polled(ends: tuple[Pipes, Pipes]) -> None:
     assert not poll.poll(0)
     ends[0].send(memoryview(b"x"))
     wait_until(lambda: poll.poll(0), "the byte")
+
+
+@pytest.fixture
+def a_file(tmp_path: Path) -> Iterator[tuple[int, bytes]]:
+    """An open file of two and a half pipes, and what is in it."""
+    data = os.urandom(CAPACITY * 5 // 2)
+    (tmp_path / "file").write_bytes(data)
+    fd = os.open(tmp_path / "file", os.O_RDWR)
+    yield fd, data
+    os.close(fd)
+
+
+def drained(end: Pipes, count: int) -> bytes:
+    """Return what comes, so many bytes of it."""
+    got = bytearray(count)
+    at = 0
+    while at < count:
+        at += end.recv_into(memoryview(got)[at:])
+    return bytes(got)
+
+
+def sent(ends: tuple[Pipes, Pipes], part: FilePart) -> bytes:
+    """Send a part of a file as a channel does, and return what arrives."""
+
+    def send() -> None:
+        at = 0
+        while at < len(part):
+            try:
+                at += ends[0].send(part[at : at + CAPACITY])
+            except BlockingIOError:
+                continue
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    got = drained(ends[1], len(part))
+    thread.join()
+    return got
+
+
+needs_splice = pytest.mark.skipif(not TAKES_FILES, reason="this system cannot splice")
+
+
+@needs_splice
+@pytest.mark.parametrize(("offset", "length"), [(0, None), (1, 100), (4095, 70_000), (CAPACITY, CAPACITY + 1)])
+def test_a_part_of_a_file_is_sent(
+    ends: tuple[Pipes, Pipes], a_file: tuple[int, bytes], offset: int, length: int | None
+) -> None:
+    """From wherever it begins to wherever it ends, in the pieces that fit; the file's own position is left alone."""
+    fd, data = a_file
+    os.lseek(fd, 7, os.SEEK_SET)
+    part = FilePart(fd, offset, len(data) - offset if length is None else length)
+    assert sent(ends, part) == data[offset : offset + len(part)]
+    assert os.lseek(fd, 0, os.SEEK_CUR) == 7
+
+
+@needs_splice
+def test_a_file_that_is_cut_off_meanwhile_leaves_the_line_in_order(
+    ends: tuple[Pipes, Pipes], a_file: tuple[int, bytes]
+) -> None:
+    """As many bytes come as were announced: the block is found damaged, and what comes behind it is understood."""
+    fd, data = a_file
+    os.ftruncate(fd, 1000)
+    assert sent(ends, FilePart(fd, 0, 5000)) == data[:1000] + bytes(4000)
+
+
+@needs_splice
+def test_a_file_system_that_cannot_splice_is_read(
+    ends: tuple[Pipes, Pipes], a_file: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some say so with EINVAL; then it is copied as from any other source."""
+
+    def splice(*_: object, **__: object) -> int:
+        raise OSError(errno.EINVAL, "no")
+
+    monkeypatch.setattr(os, "splice", splice)
+    fd, data = a_file
+    assert sent(ends, FilePart(fd, 10, len(data) - 10)) == data[10:]
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(0, 120), st.integers(0, 120))
+def test_a_part_is_sliced_like_bytes(offset: int, length: int, start: int, stop: int) -> None:
+    """A slice of a part names the bytes that a slice of its bytes has."""
+    data = bytes(range(250))
+    part = FilePart(-1, offset, length)[start:stop]
+    assert data[part.offset : part.offset + len(part)] == data[offset : offset + length][start:stop]

@@ -593,7 +593,7 @@ def test_what_keeps_the_other_end_from_starting_is_said_once(there: There) -> No
 
 
 def test_names_are_utf8_whatever_the_locale_there(there: There, tmp_path: Path) -> None:
-    """A login may bring along a locale that the other machine does not have; a name is stored as the bytes that it had."""
+    """A login may bring along a locale that is not there; a name is stored as the bytes that it had."""
     there.set_environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "\u00fc").write_bytes(b"abc")
