@@ -33,7 +33,7 @@ from ftransfer.uploading import Upload
 
 if TYPE_CHECKING:
     from ftransfer.filters import Filter
-    from ftransfer.ssh import Shell
+    from ftransfer.shells import Shell
     from ftransfer.tally import OnFile
     from ftransfer.treejobs import Job
     from ftransfer.weighing import TreeOptions

@@ -15,7 +15,7 @@ from ftransfer.link import Patience
 from ftransfer.tokens import check_token
 
 if TYPE_CHECKING:
-    from ftransfer.ssh import Shell
+    from ftransfer.shells import Shell
 
 
 def connect(
@@ -69,7 +69,7 @@ def shell_for(
         return None
     import shlex  # here, because only ssh needs it
 
-    from ftransfer.ssh import Shell
+    from ftransfer.shells import Shell
 
     try:
         program = shlex.split(ssh)

@@ -30,7 +30,8 @@ from ftransfer.session import CLIENT
 from ftransfer.versions import check_software
 
 if TYPE_CHECKING:
-    from ftransfer.ssh import Shell, Ssh
+    from ftransfer.shells import Shell
+    from ftransfer.ssh import Ssh
 
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
@@ -170,9 +171,12 @@ class Link:
             timeout = max(0.01, min(timeout, self._until - started))
         stream: Stream
         if self.is_single:
-            from ftransfer.ssh import Shell, Ssh  # here, because a small upload without ssh starts quicker
+            from ftransfer.shells import Shell
+            from ftransfer.ssh import Ssh  # here, because a small upload without ssh starts quicker
 
-            stream = self._ssh = Ssh(self.address, self.shell or Shell(), self.patience.timeout)
+            shell = self.shell or Shell()
+            line = shell.command(self.patience.timeout)
+            stream = self._ssh = Ssh(self.address, shell, line, self.patience.timeout)
         else:
             stream = self.identity.dial(self.address, timeout)
         channel = Channel(

@@ -122,7 +122,9 @@ def _through_ssh(user: str, has_user: bool, where: str, path: str, is_folder: bo
     """Return an address for ssh, which knows more users and hosts than we do, and may not take them for options."""
     host, port = host_and_port(where, 0)
     host = _unquote(host)
-    if (has_user and not re.fullmatch(r"[^\s-][^\s\x00-\x1f\x7f]*", user)) or not re.fullmatch(r"[\w:][\w.:%-]*", host):
+    # What a ProxyCommand with %r could hand to a shell is refused, as ssh itself does since 9.6.
+    is_user = not has_user or re.fullmatch(r"(?!-)[^\s\x00-\x1f\x7f'\"`;&<>|(){}$]+(?<!\\)", user)
+    if not is_user or not re.fullmatch(r"[\w:][\w.:%-]*", host):
         raise UsageError(f"ssh knows no {f'{user}@{host}'.lstrip('@')[:80]!r}")
     return Address("ssh", host, port, path, is_folder, user)
 

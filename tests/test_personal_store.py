@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_store_contract import content, describe, save, write
 
-from ftransfer.errors import BadPath, DiskError, NotAFile, NotFound
+from ftransfer.errors import BadPath, DiskError, NotAFile, NotFound, UsageError
 from ftransfer.store.base import FILE, FOLDER, LINK
 from ftransfer.store.local import LocalStore
 from ftransfer.store.personal import ConfinedStore, PersonalStore
@@ -262,3 +262,26 @@ def test_without_a_place_for_the_unfinished_it_can_be_read(home: Path) -> None:
             save(store, "~/b", b"abc")
         with pytest.raises(DiskError, match="cannot be kept"):
             store.tree("~/c")
+
+
+@pytest.mark.parametrize("path", ["~", "", "above"])
+def test_nobody_removes_their_home_by_mistake(store: PersonalStore, home: Path, path: str) -> None:
+    """`rm -r lab:$dir` with an empty variable would be all that somebody has there."""
+    (home / "kept").touch()
+    where = path_of(home.parent) if path == "above" else path
+    for what in (where, path_of(home)):
+        with pytest.raises(UsageError, match="home folder"):
+            store.remove(what, recursive=True)
+        with pytest.raises(UsageError, match="home folder"):
+            store.move(what, path_of(home.parent / "elsewhere"))
+    assert (home / "kept").exists()
+
+
+def test_nobody_removes_what_they_are_confined_to(root: Path) -> None:
+    """The served folder itself stays, by whatever name."""
+    (root / "kept").touch()
+    with closing(ConfinedStore(LocalStore(root, durable=False))) as store:
+        for path in ("~", "~/", ""):
+            with pytest.raises(UsageError):
+                store.remove(path, recursive=True)
+    assert (root / "kept").exists()

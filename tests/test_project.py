@@ -45,8 +45,8 @@ ROWS = [
     ["store", "pacing"],
     ["sending", "receiving", "sources", "results", "packing", "unpacking", "planning", "merging"],
     ["net", "tally"],
-    ["users", "known", "listening", "ssh"],
-    ["admission", "identity"],
+    ["users", "known", "listening", "shells"],
+    ["admission", "identity", "ssh"],
     ["host", "weighing"],
     ["link", "asking", "questions", "answering", "packstream", "largefiles", "reception", "greeting"],
     [

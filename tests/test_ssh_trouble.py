@@ -603,3 +603,26 @@ def test_names_are_utf8_whatever_the_locale_there(there: There, tmp_path: Path) 
     assert (there.home / "one-\u00fc").read_bytes() == b"abc"
     ran = there.run("list", "-r", there.url("tree"))
     assert ran.out == "\u00fc\n"
+
+
+@pytest.mark.parametrize("path", ["", "~", "~/"])
+def test_a_home_folder_is_not_removed_by_mistake(there: There, path: str) -> None:
+    """What stands behind the host may have been an empty variable."""
+    (there.home / "kept").touch()
+    address = f"ssh://{HOST}/{path}" if path else f"ssh://{HOST}"
+    for words in (("rm", "-r", address), ("mv", address, f"ssh://{HOST}/tmp/elsewhere")):
+        ran = there.run(*words)
+        assert (ran.status, ran.out) == (2, "")
+    assert (there.home / "kept").exists()
+
+
+def test_a_copy_that_is_damaged_is_made_anew(there: There) -> None:
+    """Login with --install mends what is there and does not start."""
+    there.bare()
+    assert there.run("login", "--install", f"ssh://{HOST}", "--as", "a").status == 0
+    (copy,) = (there.home / ".cache/ftransfer").iterdir()
+    os.truncate(copy, 1000)
+    ran = there.run("list", f"ssh://{HOST}")
+    assert ran.status not in (0, 1)
+    assert there.run("login", "--install", f"ssh://{HOST}", "--as", "a").status == 0
+    assert there.run("list", f"ssh://{HOST}").status == 0

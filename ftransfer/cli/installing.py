@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ftransfer import __version__, archive, net, ssh
+from ftransfer import __version__, archive, net, shells, ssh
 from ftransfer.errors import ConnectionLost, FtransferError, NotInstalled, RemoteDiskError
 from ftransfer.paths import printable
 
@@ -19,7 +19,7 @@ def _script(size: int) -> str:
     return (
         f"umask 077; PYTHONSAFEPATH=1; export PYTHONSAFEPATH; for p in {_PYTHONS}; do "
         'if "$p" -c "import sys; sys.exit(sys.version_info < (3, 11))" >/dev/null 2>&1; then '
-        f'd="{ssh.CACHE}"; t="$d/.new-$$"; mkdir -p "$d" && : >"$t" || exit {_NO_PLACE}; cat >"$t"; '
+        f'd="{shells.CACHE}"; t="$d/.new-$$"; mkdir -p "$d" && : >"$t" || exit {_NO_PLACE}; cat >"$t"; '
         f'if [ "$(wc -c <"$t")" -eq {size} ]; then '
         f'"$p" -c "{_SETTLE}" "$t" "$d/{archive.VERSION_NAME}"; s=$?; else s={_CUT}; fi; '
         f'rm -f "$t"; exit $s; fi; done; exit {_NO_PYTHON}'
@@ -34,26 +34,29 @@ def question(address: net.Address) -> str:
     )
 
 
-def install(shell: ssh.Shell, address: net.Address, timeout: float) -> str:
+def install(shell: shells.Shell, address: net.Address, timeout: float) -> str:
     """Copy this version there, and return a sentence about it.
 
     Arguments: `timeout` in seconds to reach it. Raises NotInstalled, what ssh's end means, TimedOut.
     """
     data = archive.build()
-    status, out, lines = ssh.run(shell, address, ssh.in_sh(_script(len(data))), data, timeout)
+    status, out, lines = ssh.run(shell, address, shells.in_sh(_script(len(data))), data, timeout)
     if status == _NO_PYTHON:
         raise NotInstalled(
             f"there is no ftransfer on {address.host}, and no Python 3.11 or later that could run it",
-            hint=f"install one there, or name it: --remote-command 'PYTHON -m ftransfer'; looked for: {_PYTHONS}",
+            hint="put one on the PATH that shells without a terminal have there, or install ftransfer with it and name "
+            f"that: --remote-command; looked for: {_PYTHONS}",
         )
     last = "".join(f": {line}" for line in lines[-1:])
     if status == _CUT:
         raise ConnectionLost(f"the copy did not arrive whole on {address.host}{last}", hint="run it again")
     if status == _NO_PLACE or 0 < status < _NO_PYTHON:
         hint = "it goes into ~/.cache/ftransfer there, or the folder of XDG_CACHE_HOME"
-        raise (ssh.by_status(status) or RemoteDiskError)(f"ftransfer cannot be put on {address.host}{last}", hint=hint)
+        raise (shells.by_status(status) or RemoteDiskError)(
+            f"ftransfer cannot be put on {address.host}{last}", hint=hint
+        )
     if status:
-        raise ssh.failure(status, address, shell, last, lines)
+        raise shells.failure(status, address, shell, last, lines)
     try:
         told = json.loads(out.decode("utf-8", "replace").rstrip().rpartition("\n")[2])
         return f"copied to {address.host}: {told['path']} (Python {told['python']}, XXH3 by {told['xxh']})"

@@ -11,7 +11,7 @@ from ftransfer.cli.installing import install, question
 from ftransfer.cli.output import Output
 from ftransfer.cli.remotes import MAX_TOKEN, ask, identity_of, remote_for, shell_of
 from ftransfer.client import Remote
-from ftransfer.errors import NotInstalled, UsageError, VersionMismatch, from_os
+from ftransfer.errors import NotInstalled, ProtocolError, UsageError, VersionMismatch, from_os
 from ftransfer.known import Known, Login, check_name
 from ftransfer.link import Patience
 from ftransfer.paths import printable
@@ -69,7 +69,9 @@ def _login_over_ssh(options: argparse.Namespace, output: Output, address: net.Ad
     with remote_for(options, address, output) as remote:
         try:
             pong = remote.ping()
-        except (NotInstalled, VersionMismatch):
+        except (NotInstalled, ProtocolError) as exc:
+            if not (options.install or isinstance(exc, (NotInstalled, VersionMismatch))):
+                raise  # what is there may be broken, or be something else
             shell = shell_of(options, address, output)
             assert shell is not None
             if shell.remote_command or not (options.install or ask(question(address))):
@@ -127,8 +129,11 @@ def _read_line() -> bytes:
 def logout(options: argparse.Namespace, output: Output) -> int:
     """Forget a login and its token; the certificate of the server stays known."""
     name = options.name.rstrip(":")
-    Known(StateDir()).forget(name)
-    output.say(f"{printable(name)} is forgotten here; on the server the token still opens")
+    known = Known(StateDir())
+    login = known.login(name)
+    known.forget(name)
+    token = "; on the server the token still opens" if login is not None and login.token is not None else ""
+    output.say(f"{printable(name)} is forgotten here{token}")
     return 0
 
 

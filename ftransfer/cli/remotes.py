@@ -18,7 +18,7 @@ from ftransfer.paths import printable
 from ftransfer.tokens import check_token
 
 if TYPE_CHECKING:
-    from ftransfer.ssh import Shell
+    from ftransfer.shells import Shell
 
 MAX_TOKEN = 4096
 """Bytes of a file with a token that are read."""
@@ -34,8 +34,8 @@ def require_url(text: str, what: str) -> net.Address:
 
 
 def require_path(address: net.Address, what: str) -> str:
-    """Return the path of an address. Raises UsageError if it has none."""
-    if not address.path:
+    """Return the path of an address. Raises UsageError if it has none, or only that of a home folder."""
+    if not address.path or (address.scheme == "ssh" and address.path[0] == "~" and "/" not in address.path):
         raise UsageError(f"the address names no {what}, only the server", hint=f"write {address.endpoint}/name")
     return address.path
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from ftransfer import paths
-from ftransfer.errors import FtransferError
+from ftransfer.errors import FtransferError, UsageError
 from ftransfer.store import base
 from ftransfer.store.base import Committed, Description, Entry, Freed, Partial, Source, Staging, Store
 from ftransfer.store.local import LocalStore
@@ -74,6 +74,19 @@ class ConfinedStore(Store):
         del last, file
         return path.removeprefix(HOME).lstrip("/") if path.partition("/")[0] == HOME else path
 
+    def _changeable(self, path: str) -> str:
+        """Return where a path leads that is to be moved or removed itself. Raises UsageError for a home folder."""
+        real = self._real(path, last=False)
+        if not real or f"{self._home()}/".startswith(f"{real}/"):
+            raise UsageError(
+                "that is a home folder, or has it in it", path=path, hint="name what is to go, not all that there is"
+            )
+        return real
+
+    def _home(self) -> str:
+        """Return where the home folder is in the store below."""
+        return ""
+
     def close(self) -> None:
         self._inner.close()
 
@@ -109,11 +122,11 @@ class ConfinedStore(Store):
 
     def remove(self, path: str, *, recursive: bool = False, freed: Freed | None = None) -> None:
         with _from_root():
-            self._inner.remove(self._real(path, last=False), recursive=recursive, freed=freed)
+            self._inner.remove(self._changeable(path), recursive=recursive, freed=freed)
 
     def move(self, path: str, target: str) -> None:
         with _from_root():
-            self._inner.move(self._real(path, last=False), self._real(target, last=False))
+            self._inner.move(self._changeable(path), self._changeable(target))
 
     def committed(self, description: Description) -> Committed | None:
         with _from_root():
@@ -172,7 +185,7 @@ class PersonalStore(ConfinedStore):
         whole = os.path.expanduser(path)  # also ~name, as far as this machine knows that one
         if not os.path.isabs(whole):
             whole = f"/{path}"
-        if file or (last and os.path.isdir(whole)):
+        if file or whole == "/" or (last and os.path.isdir(whole)):
             real = os.path.realpath(whole)
         else:
             above, name = os.path.split(whole.rstrip("/"))
@@ -195,6 +208,9 @@ class PersonalStore(ConfinedStore):
             raise type(self._problem)(
                 f"unfinished transfers cannot be kept on this machine: {self._problem}", hint=self._problem.hint
             )
+
+    def _home(self) -> str:
+        return os.path.realpath(os.path.expanduser(HOME)).lstrip("/")
 
     def clock_step(self) -> int:
         with closing(self._near()) as folder:
