@@ -219,11 +219,11 @@ class Link:
         channel.block_algorithm = welcome.blocks
         return welcome
 
-    @staticmethod
-    def _read_welcome(channel: Channel) -> wire.Welcome:
+    def _read_welcome(self, channel: Channel) -> wire.Welcome:
         try:
             answer = channel.expect(min(channel.timeout, WELCOME_SECONDS))
         except TimedOut as exc:
+            self.check()
             raise TimedOut("it took the connection and said nothing", hint="is that an ftransfer server?") from exc
         if isinstance(answer, wire.Error):
             raise from_code(answer.code, answer.message, hint=answer.hint)

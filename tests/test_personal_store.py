@@ -285,3 +285,19 @@ def test_nobody_removes_what_they_are_confined_to(root: Path) -> None:
             with pytest.raises(UsageError):
                 store.remove(path, recursive=True)
     assert (root / "kept").exists()
+
+
+def test_a_list_of_whole_paths_is_read_as_they_were_typed(store: PersonalStore, home: Path) -> None:
+    """Checksums that were made below the home folder can be checked from the root."""
+    (home / "in").mkdir()
+    (home / "in" / "a").write_bytes(b"abc")
+    with store.reader("") as reader:
+        for name in ("~/in/a", path_of(home / "in" / "a")):
+            found = reader.stat(name)
+            assert found is not None
+            assert found.size == 3
+            view = memoryview(bytearray(10))
+            assert reader.read(name, view) is not None
+            assert view[:3] == b"abc"
+            with reader.open(name) as source:
+                assert source.size == 3

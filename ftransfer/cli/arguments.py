@@ -11,6 +11,8 @@ from ftransfer import __version__
 from ftransfer.cli.units import parse_duration, parse_patience, parse_rate, parse_size, parse_when
 from ftransfer.errors import FtransferError, UsageError
 
+WIDTH = 80
+"""Columns for which options are tried out while they are added."""
 COMPARE = ("quick", "hash", "none")
 IF_EXISTS = ("replace", "newer", "skip", "rename", "fail")
 LINKS = ("copy", "follow", "skip")
@@ -24,6 +26,12 @@ Run the same command again after anything went wrong: it goes on where it stoppe
 
 
 class _Parser(argparse.ArgumentParser):
+    width: int | None = None
+    """Of what is printed, None for that of the terminal, which argparse would look up anew for each option."""
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return self.formatter_class(prog=self.prog, **({} if self.width is None else {"width": self.width}))
+
     def __init__(self, **fields: Any):
         super().__init__(**{"allow_abbrev": False, **fields})
 
@@ -57,10 +65,19 @@ def _run(module: str, function: str) -> Callable[..., int]:
     return run
 
 
-class _Builder:
-    """Collects the commands."""
+class _Skipped:
+    """Takes the place of the parser of a command that was not typed: to fill it would take longer than to start."""
 
-    def __init__(self) -> None:
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+class _Builder:
+    """Collects the commands, or `only` the one of that name."""
+
+    def __init__(self, only: str | None) -> None:
+        self._only = only
+        self.has_any = False
         self.parser = _Parser(
             prog="ftransfer",
             description="Move files between machines, every byte verified; goes on where it stopped.",
@@ -68,19 +85,21 @@ class _Builder:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.parser.add_argument("-V", "--version", action="version", version=f"ftransfer {__version__}")
-        # With `prog` given, argparse need not lay out a usage to find it, for which it would import shutil.
         self._commands = self.parser.add_subparsers(
             metavar="COMMAND", required=True, parser_class=_Parser, prog="ftransfer"
         )
 
-    def add(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
-        """Add a command with the options that all have."""
+    def add(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> Any:
+        """Add a command with the options that all have; return its parser."""
+        if self._only not in (None, name, *aliases):
+            return _Skipped()
+        self.has_any = True
         made: _Parser = self._commands.add_parser(name, aliases=aliases, help=text, description=f"{text}.")
         made.set_defaults(run=run, command=name, quiet=False, verbose=False)
         _add_volume(made)
         return made
 
-    def add_client(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
+    def add_client(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> Any:
         """Add a command that talks to a server."""
         made = self.add(name, run, text, aliases=aliases)
         made.add_argument("--json", action="store_true", help="write events, one JSON object a line")
@@ -97,7 +116,7 @@ class _Builder:
         made.add_argument("--remote-command", metavar="CMD", help="for ssh://, ftransfer on the other machine (found)")
         return made
 
-    def add_transfer(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> _Parser:
+    def add_transfer(self, name: str, run: Callable[..., int], text: str, *, aliases: tuple[str, ...] = ()) -> Any:
         """Add upload or download."""
         made = self.add_client(name, run, text, aliases=aliases)
         made.add_argument("words", nargs="+", metavar="SOURCE... DEST", help="files and folders, then where to")
@@ -117,7 +136,7 @@ class _Builder:
         return made
 
     @staticmethod
-    def add_choice_of_entries(made: _Parser) -> None:
+    def add_choice_of_entries(made: Any) -> None:
         """Add what says which entries of folders are meant."""
         made.set_defaults(rules=())
         for option, metavar, text in (
@@ -156,14 +175,16 @@ def _modes(text: str) -> Any:
     return Modes.parse(text)
 
 
-def build() -> argparse.ArgumentParser:
-    """Return the parser of the whole command."""
-    b = _Builder()
+def build(only: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the whole command; `only` of one of its commands, if there is one of that name."""
+    _Parser.width = WIDTH
+    b = _Builder(only)
     _add_transfers(b)
     _add_files(b)
     _add_logins(b)
     _add_serving(b)
-    return b.parser
+    _Parser.width = None
+    return b.parser if b.has_any else build()
 
 
 def _add_transfers(b: _Builder) -> None:
@@ -266,6 +287,8 @@ def _add_state(made: argparse.ArgumentParser) -> None:
 def _add_user(b: _Builder) -> None:
     """Add the command user, which has commands of its own."""
     made = b.add("user", _run("users", "list_users"), "Say who may do what on a server")
+    if isinstance(made, _Skipped):
+        return
     actions = made.add_subparsers(
         metavar="ACTION", required=True, parser_class=_Parser, dest="action", prog="ftransfer user"
     )
@@ -320,7 +343,7 @@ def _add_logins(b: _Builder) -> None:
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Return the options. Exits with 2 and a hint for what cannot be understood."""
-    parser = build()
+    parser = build(words[0] if words else None)
     options, more = parser.parse_known_args(words)
     lists = (getattr(options, name, None) for name in ("words", "names", "folders"))
     taken: list[str] | None = next((found for found in lists if isinstance(found, list)), None)

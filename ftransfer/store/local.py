@@ -31,14 +31,12 @@ from ftransfer.store.reading import LocalReader
 from ftransfer.store.renaming import move_new
 from ftransfer.store.staging import LocalStaging
 from ftransfer.store.state import JOURNAL, StateFolder, announced, is_of, journal_prefix, receipt_name
-from ftransfer.store.sweeping import sweep_probes, sweep_trees
+from ftransfer.store.sweeping import KEEP_OUT_OF_REACH, sweep_probes, sweep_trees
 from ftransfer.store.trees import Reader, Tree
 from ftransfer.store.walking import remove_tree, walk
 
 KEEP_PARTIALS = 14 * 86400
 """Seconds that staged data outlives its last block."""
-KEEP_OUT_OF_REACH = 180 * 86400
-"""The same where its folder cannot be found: its disk may come back, or be one of another machine."""
 MOST_STALE = 1000
 """Journals that are looked at in one go."""
 KEEP_RECEIPTS = 86400

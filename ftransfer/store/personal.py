@@ -9,7 +9,7 @@ paths that are left then. Who is confined to a folder has that for a home. Made 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from ftransfer import paths
@@ -17,7 +17,7 @@ from ftransfer.errors import FtransferError, UsageError
 from ftransfer.store import base
 from ftransfer.store.base import Committed, Description, Entry, Freed, Partial, Source, Staging, Store
 from ftransfer.store.local import LocalStore
-from ftransfer.store.trees import Reader, Tree
+from ftransfer.store.trees import Packed, Reader, Tree
 from ftransfer.store.wrapped import WrappedStaging
 
 HOME = "~"
@@ -56,6 +56,29 @@ class _PersonalStaging(WrappedStaging):
 
 def _as_asked(done: Committed, asked: str) -> Committed:
     return done._replace(path=paths.join(asked.rpartition("/")[0], done.path.rpartition("/")[2]))
+
+
+class _PersonalReader(Reader):
+    """A reader of whole paths, as they are typed here; `real` returns where one leads."""
+
+    def __init__(self, inner: Reader, real: Callable[..., str]):
+        self._inner = inner
+        self._real = real
+
+    def stat(self, path: str) -> Entry | None:
+        return self._inner.stat(self._real(path, last=False))
+
+    def read(self, path: str, view: memoryview, size: int = -1, mtime_ns: int = 0) -> Packed | None:
+        return self._inner.read(self._real(path, last=False), view, size, mtime_ns)
+
+    def target(self, path: str) -> str:
+        return self._inner.target(self._real(path, last=False))
+
+    def open(self, path: str) -> Source:
+        return self._inner.open(self._real(path, file=True))
+
+    def close(self) -> None:
+        self._inner.close()
 
 
 class ConfinedStore(Store):
@@ -159,6 +182,8 @@ class ConfinedStore(Store):
 
     def reader(self, path: str, *, follow: bool = False) -> Reader:
         with _from_root():
+            if not path:  # names from here are whole paths
+                return _PersonalReader(self._inner.reader("", follow=follow), self._real)
             return self._inner.reader(self._real(path), follow=follow)
 
     def sweep(self) -> int:

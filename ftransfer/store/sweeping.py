@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ftransfer.store.local import LocalStore
     from ftransfer.store.state import StateFolder
 
+KEEP_OUT_OF_REACH = 180 * 86400
+"""Seconds that a journal is kept whose folder cannot be found: its disk may come back, or be one of another machine."""
 PROBE_SECONDS = 60
 """Seconds after which the file of a probe belongs to nobody."""
 
@@ -45,7 +47,8 @@ def sweep_trees(store: LocalStore) -> None:
             token = name.removesuffix(TREE_JOURNAL)
             with open(fd, "rb", closefd=False) as journal:
                 reached = [_sweep_record(store, token, line) for line in journal]
-            if all(reached) or not store.is_apart:
+            age = time.time_ns() - store.state.mtime_ns(name)
+            if all(reached) or not store.is_apart or age > KEEP_OUT_OF_REACH * 10**9:
                 store.state.remove(name)
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)
