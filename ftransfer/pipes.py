@@ -11,21 +11,17 @@ import fcntl
 import os
 import select
 import socket
-import time
 
 TICK_MS = 500
 """Milliseconds after which a call that waits gives its caller a turn (`channel.TICK`)."""
 CAPACITY = 1 << 20
 """Bytes that a pipe should hold, so that neither end wakes up for each of ssh's small packets."""
-BULK = 128 << 10
-"""Bytes from which a call that would have to wait does so for a moment first, so that much is done at once."""
-FASTEST = 2 << 30
-"""Bytes a second at which ssh would empty or fill a pipe within that moment, and does not."""
+PIECE = 128 << 10
+"""Bytes of a file that are copied at a time where they cannot be spliced."""
 TAKES_FILES = hasattr(os, "splice")
 """Whether parts of files can be sent without copying them (Linux)."""
 _AT_ONCE = getattr(os, "SPLICE_F_NONBLOCK", 0)
 _SET_SIZE = getattr(fcntl, "F_SETPIPE_SZ", None)
-_GET_SIZE = getattr(fcntl, "F_GETPIPE_SZ", None)
 
 
 class FilePart:
@@ -53,9 +49,9 @@ class FilePart:
         except OSError as exc:
             if exc.errno != errno.EINVAL:
                 raise
-            return os.write(pipe, os.pread(self.fd, min(self.length, BULK), self.offset))  # not by this file system
+            return os.write(pipe, os.pread(self.fd, min(self.length, PIECE), self.offset))  # not by this file system
         # It was cut off meanwhile: something has to come in the place of what was announced, and is found damaged.
-        return count or os.write(pipe, bytes(min(self.length, BULK)))
+        return count or os.write(pipe, bytes(min(self.length, PIECE)))
 
 
 class Pipes:
@@ -71,7 +67,8 @@ class Pipes:
         self.peer = peer
         self._in = incoming
         self._out = outgoing
-        self._moment = min(_enlarge(fd) for fd in (incoming, outgoing)) / FASTEST
+        for fd in (incoming, outgoing):
+            _prepare(fd)
         self._readable = select.poll()
         self._readable.register(incoming, select.POLLIN)
         self._writable = select.poll()
@@ -87,8 +84,6 @@ class Pipes:
             return os.readv(self._in, [view])
         except BlockingIOError:
             self._readable.poll(TICK_MS)
-        if len(view) >= BULK:
-            time.sleep(self._moment)
         return os.readv(self._in, [view])
 
     def send(self, data: memoryview | FilePart, flags: int = 0, /) -> int:
@@ -98,8 +93,6 @@ class Pipes:
             return self._put(data)
         except BlockingIOError:
             self._writable.poll(TICK_MS)
-        if len(data) >= BULK:
-            time.sleep(self._moment)
         return self._put(data)
 
     def _put(self, data: memoryview | FilePart) -> int:
@@ -122,16 +115,11 @@ class Pipes:
             self._in = -1
 
 
-def _enlarge(fd: int) -> int:
-    """Make a descriptor ready to be used here; return how much may wait in it, as far as that can be known."""
+def _prepare(fd: int) -> None:
+    """Let a descriptor never wait, and hold much if it is a pipe."""
     os.set_blocking(fd, False)
-    if _SET_SIZE is None or _GET_SIZE is None:
-        return 0
-    try:
-        fcntl.fcntl(fd, _SET_SIZE, CAPACITY)
-    except OSError:
-        pass  # not a pipe, or more than this user may have
-    try:
-        return fcntl.fcntl(fd, _GET_SIZE)
-    except OSError:
-        return 0
+    if _SET_SIZE is not None:
+        try:
+            fcntl.fcntl(fd, _SET_SIZE, CAPACITY)
+        except OSError:
+            pass  # not a pipe, or more than this user may have
