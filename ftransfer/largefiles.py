@@ -105,10 +105,13 @@ class LargeDownload:
         self._done: Committed | None = None
         self._before = 0
         self._wait = False
+        self.is_announced = False
+        """Whether the server has said on this connection what it is; before that nothing is said about it here."""
 
     def begin(self, channel: Channel, t: int) -> None:
         """Ask for it on a connection; what is here already of it is told first."""
         self._t = t
+        self.is_announced = False
         self._wait = self._incoming is not None or (self._choices.resume and bool(self._partials()))
         channel.send(
             wire.Get(
@@ -141,6 +144,7 @@ class LargeDownload:
         if isinstance(message, wire.Error):
             raise from_code(message.code, message.message, hint=message.hint)
         if isinstance(message, wire.File):
+            self.is_announced = True
             self._incoming = self._announced(message)
             self._incoming.bind(channel, self._t, wait=self._wait)
         elif self._incoming is None:

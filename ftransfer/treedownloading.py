@@ -329,7 +329,8 @@ class TreeDownload(TreeTransfer):
                 self._refused(entry, exc)
 
     def _show_life(self) -> None:
-        t = next((t for t in (*self._fetches, *self._large) if self._channel.session.is_open(t)), None)
+        large = (t for t, one in self._large.items() if one.is_announced)
+        t = next((t for t in (*self._fetches, *large) if self._channel.session.is_open(t)), None)
         if t is not None:
             self._channel.send(wire.Working(t=t, phase="syncing", done=self._unpacker.bytes))
 

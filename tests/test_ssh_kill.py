@@ -313,7 +313,7 @@ def test_a_folder_goes_on_after_a_kill(there: There, tmp_path: Path, direction: 
     """No name shows a part; what has arrived is not sent again; the rest comes, in the same run or the next."""
     scene = Scene(there, tmp_path, direction)
     source, target = scene.source.with_name("tree"), scene.target.with_name("tree")
-    grove(source, 300, large=4 * MIB)
+    grove(source, 300, large=24 * MIB)  # some seconds, so that it is hit in the middle
     grove(target, 100, seed=2)
     wanted, new, old = facts(source, own=True), contents(source), contents(target)
     local = scene.source if direction == "upload" else scene.target
