@@ -17,7 +17,7 @@ from ftransfer.xxh import xxh3_128, xxh3_128_hexdigest
 
 DEFAULT = "xxh128"
 BLOCK_HEX = 32
-"""Hexadecimal digits of a block's hash, which is always XXH3-128."""
+"""Hexadecimal digits of a block's hash, by whichever of BLOCKS."""
 block_hash: Callable[[bytes | bytearray | memoryview], str] = xxh3_128_hexdigest
 
 

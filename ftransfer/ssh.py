@@ -160,6 +160,8 @@ class Ssh(Pipes):
 
     def close(self) -> None:
         """Close both ways, and return when ssh has ended: by itself, since the other end has, or by force."""
+        if self._in < 0:
+            return
         process = self._process
         self.shutdown(socket.SHUT_WR)
         if not self._is_up:

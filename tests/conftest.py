@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from sshd import Sshd, There
 from support import Peer
 
 import ftransfer
@@ -68,3 +69,26 @@ def data_file(tmp_path: Path) -> Path:
     path = tmp_path / "data.bin"
     path.write_bytes(os.urandom((3 << 20) + 12345))
     return path
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """An sshd with keys of its own."""
+    with Sshd(tmp_path_factory.mktemp("sshd")) as made:
+        yield made
+
+
+@pytest.fixture
+def there(sshd: Sshd, tmp_path: Path) -> Iterator[There]:
+    """An account on the other machine, with an empty home."""
+    with sshd.account(tmp_path / "there") as made:
+        yield made
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with one small file."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"hello\n")
+    return folder

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from certificates import Authority, Certificate
-from command import run_here
+from command import run, run_here
 from support import (
     PATIENCE,
     Peer,
@@ -671,3 +671,14 @@ def test_the_largest_file_of_a_user(root: Path, known: Users, tmp_path: Path, ki
     assert names == {"fits"}
     assert staged(root) == []
     assert block_hash((root / "fits").read_bytes()) == block_hash((source / "fits").read_bytes())
+
+
+def test_a_list_of_many_folders_takes_two_connections(root: Path) -> None:
+    """One for the questions and one for the list of a folder, however many folders are named."""
+    names = [f"folder-{number}" for number in range(12)]
+    for name in names:
+        (root / name).mkdir()
+        (root / name / "a").write_bytes(b"abc")
+    with ftransfer.Server(root, limits=ftransfer.Limits(connections=5)) as server:
+        ran = run("checksum", "-r", *(f"{server.urls[0]}{name}" for name in names))
+    assert (ran.status, len(ran.out.splitlines())) == (0, 12)

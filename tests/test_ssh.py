@@ -9,14 +9,13 @@ import shlex
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command import COMMAND
 from faults import reserved
 from forests import bound_by_rights, contents, facts, grove, same_facts, same_trees
-from sshd import HOST, Sshd, There, script
+from sshd import HOST, There, script
 from support import staged
 
 import ftransfer
@@ -33,29 +32,6 @@ NAMES = [
     "back\\slash",
     "%41%",
 ]
-
-
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """An sshd with keys of its own."""
-    with Sshd(tmp_path_factory.mktemp("sshd")) as made:
-        yield made
-
-
-@pytest.fixture
-def there(sshd: Sshd, tmp_path: Path) -> Iterator[There]:
-    """An account on the other machine, with an empty home."""
-    with sshd.account(tmp_path / "there") as made:
-        yield made
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """A folder with one small file."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    (folder / "a.txt").write_bytes(b"hello\n")
-    return folder
 
 
 def nothing_is_staged(there: There) -> None:

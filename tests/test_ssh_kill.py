@@ -17,7 +17,7 @@ import pytest
 from command import COMMAND, PATIENCE, Ran, Terminal
 from faults import noise
 from forests import contents, facts, grove, nothing_is_half, same_facts
-from sshd import Sshd, There, command_line, kill_connection, marked, needs_proc
+from sshd import There, command_line, kill_connection, marked, needs_proc
 from support import wait_until
 
 MIB = 1 << 20
@@ -32,19 +32,10 @@ DIRECTIONS = ("upload", "download")
 ENDS = ("ssh", "server", "sshd")
 
 
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """An sshd with keys of its own."""
+@pytest.fixture(autouse=True)
+def processes_can_be_seen() -> None:
+    """Skip, aloud, where they cannot."""
     needs_proc()
-    with Sshd(tmp_path_factory.mktemp("sshd")) as made:
-        yield made
-
-
-@pytest.fixture
-def there(sshd: Sshd, tmp_path: Path) -> Iterator[There]:
-    """An account on the other machine, with an empty home."""
-    with sshd.account(tmp_path / "there") as made:
-        yield made
 
 
 class Scene:

@@ -10,12 +10,11 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command import Ran, Terminal
-from sshd import HOST, Sshd, There, new_key, program, script
+from sshd import HOST, There, new_key, program, script
 
 import ftransfer
 from ftransfer import errors
@@ -23,29 +22,6 @@ from ftransfer import errors
 NOISE_LIMIT = 64 << 10
 RED = b"\x1b[31mred\x07\x9b31m\x1b]0;title\x07"
 """Bytes that would do something to a terminal."""
-
-
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """An sshd with keys of its own."""
-    with Sshd(tmp_path_factory.mktemp("sshd")) as made:
-        yield made
-
-
-@pytest.fixture
-def there(sshd: Sshd, tmp_path: Path) -> Iterator[There]:
-    """An account on the other machine, with an empty home."""
-    with sshd.account(tmp_path / "there") as made:
-        yield made
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """A folder with one small file."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    (folder / "a.txt").write_bytes(b"hello\n")
-    return folder
 
 
 def code_of(ran: Ran) -> str:

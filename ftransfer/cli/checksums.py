@@ -9,7 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import groupby, tee
 
 from ftransfer import net, paths
@@ -81,13 +81,13 @@ def _hashed(options: argparse.Namespace, output: Output, algorithm: str) -> Iter
             if not options.recursive or remote.stat(address.path).kind != FOLDER:
                 yield from _hash_there_one(remote, address.path, algorithm, output)
                 continue
-            # Over ssh there is one connection, else another one for the list, which is read bit by bit.
-            listing = remote if remote.is_single else stack.enter_context(remote_for(options, address, output))
-            entries = listing.list(address.path, recursive=True, on_error=on_error)
-            held = hold(entries, lambda _: None) if remote.is_single else entries
-            names = (entry.path for entry in held if entry.kind == FILE)
-            for name, outcome in remote.checksums(names, address.path, algorithm=algorithm):
-                yield paths.join(address.path, name), outcome
+            # A connection for the list, which is read bit by bit; over ssh there is one, and the list comes first.
+            with nullcontext(remote) if remote.is_single else remote_for(options, address, output) as listing:
+                entries = listing.list(address.path, recursive=True, on_error=on_error)
+                held = hold(entries, lambda _: None) if remote.is_single else entries
+                names = (entry.path for entry in held if entry.kind == FILE)
+                for name, outcome in remote.checksums(names, address.path, algorithm=algorithm):
+                    yield paths.join(address.path, name), outcome
             yield from bad
             bad.clear()
 

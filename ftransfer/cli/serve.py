@@ -104,9 +104,8 @@ def serve_stdio(options: argparse.Namespace) -> int:
             limits=limits,
         )
     except FtransferError as exc:
-        stream.send(
-            memoryview(wire.encode(wire.error_message(exc)))
-        )  # to the client: whoever reads stderr is there, too
+        # To the client, and not to stderr, which leads to the same terminal.
+        stream.send(memoryview(wire.encode(wire.error_message(exc))))
         return exc.exit_status
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: server.stop())
